@@ -1,0 +1,118 @@
+//! The feature extractor: a ResNet18 whose four stage outputs are the [`Pyramid`] of a cell.
+//!
+//! Weights come in through [`weights`] as one canonical form, [`ResNet18`] (batch norm folded, one grey input
+//! channel); [`cpu`] runs them on this machine.
+
+pub mod weights;
+
+use std::fmt;
+
+use thiserror::Error;
+
+pub use weights::ResNet18;
+
+/// Output channels of the four stages of a ResNet18.
+pub const STAGE_CHANNELS: [usize; 4] = [64, 128, 256, 512];
+/// Input pixels per output pixel of the four stages.
+pub const STAGE_STRIDES: [usize; 4] = [4, 8, 16, 32];
+/// Mean of the grey input, of full scale: the mean of ImageNet's three channel means.
+pub const INPUT_MEAN: f32 = 0.449;
+/// Standard deviation of the grey input, of full scale.
+pub const INPUT_STD: f32 = 0.226;
+
+/// Which network a model was fitted with: BLAKE3 over architecture, input contract and folded weights.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Identity(pub [u8; 32]);
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Identity({self})")
+    }
+}
+
+/// Why a backbone could not be built or run.
+#[derive(Debug, Error, PartialEq)]
+#[non_exhaustive]
+pub enum BackboneError {
+    /// The rectified image has another size than the backbone was built for.
+    #[error("running the backbone: the image has {got} values, but this backbone was built for {size}×{size}")]
+    ImageSize {
+        /// Values given.
+        got: usize,
+        /// The side that the backbone was built for.
+        size: usize,
+    },
+    /// The side is not a multiple of 32 in the supported range.
+    #[error("building the backbone: the image side {0} is not a multiple of 32 from 64 to 1024")]
+    Side(usize),
+    /// The caller's pyramid was made for another image side.
+    #[error("running the backbone: the pyramid was made for another image side than {size}")]
+    PyramidSize {
+        /// The side that the backbone was built for.
+        size: usize,
+    },
+}
+
+/// The outputs of the four stages for one image of side S: map `s` is `(S/stride)²` pixels, row by row, each with its
+/// channels next to one another (HWC), without padding.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pyramid {
+    size: usize,
+    maps: [Vec<f32>; 4],
+}
+
+impl Pyramid {
+    /// Buffers for an image of side `size` (a multiple of 32).
+    #[must_use]
+    pub fn new(size: usize) -> Self {
+        let map = |s: usize| vec![0.0; (size / STAGE_STRIDES[s]).pow(2) * STAGE_CHANNELS[s]];
+        Self { size, maps: [map(0), map(1), map(2), map(3)] }
+    }
+
+    /// The image side S.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The side of map `stage` in pixels.
+    #[must_use]
+    pub fn side(&self, stage: usize) -> usize {
+        self.size / STAGE_STRIDES[stage]
+    }
+
+    /// Map `stage` (0 to 3): side² × channels.
+    #[must_use]
+    pub fn map(&self, stage: usize) -> &[f32] {
+        &self.maps[stage]
+    }
+
+    /// Map `stage` to be written.
+    pub fn map_mut(&mut self, stage: usize) -> &mut [f32] {
+        &mut self.maps[stage]
+    }
+}
+
+/// A feature extractor that writes into the caller's buffers and says who it is.
+pub trait Backbone: Send {
+    /// The side S of the images that it was built for.
+    fn size(&self) -> usize;
+
+    /// Which network this is; a fitted model is bound to it.
+    fn identity(&self) -> Identity;
+
+    /// Runs one rectified, normalised image `g = (x/white − INPUT_MEAN)/INPUT_STD`, `S·S` values row by row.
+    ///
+    /// Allocates nothing. Numbers that are not finite are not checked here: they spread into the score, which the
+    /// verdict refuses.
+    ///
+    /// # Errors
+    /// If the image or the pyramid has another size than the backbone was built for.
+    fn run(&mut self, image: &[f32], pyramid: &mut Pyramid) -> Result<(), BackboneError>;
+}

@@ -1,0 +1,22 @@
+//! cellgate: from an electroluminescence image of a solar cell to a verdict.
+//!
+//! ```text
+//!  frame ──► preprocess ──► backbone ──► embedding ──► gaussian ──► heatmap ──► verdict
+//!  decode    border quad     ResNet18     project,      Mahalanobis   smooth,     A/B/C or
+//!            rectify S×S     4 stages     upsample,     distance      score,      INVALID
+//!            normalise                    sum: k chan.  per position  regions
+//! ```
+//!
+//! The rooms, in the order in which a frame walks through them. A module may use those above it; [`pipeline`] and
+//! the command line use all of them, and nothing uses the command line.
+//!
+//! 1. Never pass a cell in doubt: whatever cannot be judged becomes `INVALID` with a named reason.
+//! 2. After start, the frame path allocates nothing: every buffer's size is known before the first frame.
+//! 3. One result on every machine: each SIMD path is held to the scalar reference by the same tests.
+
+pub mod backbone;
+pub mod cli;
+pub mod frame;
+pub mod simd;
+pub mod verdict;
+pub mod workers;

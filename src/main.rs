@@ -1,0 +1,15 @@
+//! Parses the command line and calls one function per verb.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    match cellgate::cli::Cli::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cellgate: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! A fixed set of threads that share the work of one call.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+type Task<'a> = dyn Fn(usize) + Sync + 'a;
+
+/// `n` threads, the caller's among them. [`Workers::run`] calls a task once on each and returns when all are done;
+/// it allocates nothing.
+pub struct Workers {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    wake: Condvar,
+    done: Condvar,
+    panicked: AtomicUsize,
+}
+
+struct State {
+    generation: u64,
+    task: Option<*const Task<'static>>,
+    running: usize,
+    stop: bool,
+}
+
+// SAFETY: the raw task pointer is only followed between the moment `run` sets it and the moment `run` has seen every
+// thread finish, while the borrow behind it lives; the task itself is `Sync`.
+unsafe impl Send for State {}
+
+impl Workers {
+    /// Starts `n − 1` threads beside the caller's own (`n` at least 1).
+    #[must_use]
+    pub fn new(n: usize) -> Self {
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State { generation: 0, task: None, running: 0, stop: false }),
+            wake: Condvar::new(),
+            done: Condvar::new(),
+            panicked: AtomicUsize::new(0),
+        });
+        let threads = (1..n.max(1))
+            .map(|index| {
+                let shared = Arc::clone(&shared);
+                std::thread::Builder::new()
+                    .name(format!("worker-{index}"))
+                    .spawn(move || shared.work(index))
+                    .expect("starting a worker thread")
+            })
+            .collect();
+        Self { shared, threads }
+    }
+
+    /// How many threads share a call, the caller's included.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.threads.len() + 1
+    }
+
+    /// Calls `task(index)` once for each index from 0 to `count() − 1`, index 0 on this thread, and waits for all.
+    ///
+    /// # Panics
+    /// If the task panicked on another thread; a panic on this thread is passed on once the others are done.
+    pub fn run(&self, task: &Task<'_>) {
+        if self.threads.is_empty() {
+            return task(0);
+        }
+        // SAFETY: only the lifetime is changed; `Finish` waits for every thread before this frame is left, even by a panic.
+        let task: *const Task<'static> = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) };
+        {
+            let mut state = self.shared.lock();
+            state.task = Some(task);
+            state.running = self.threads.len();
+            state.generation += 1;
+        }
+        self.shared.wake.notify_all();
+        let finish = Finish(&self.shared);
+        // SAFETY: the pointer was made from a live reference just above.
+        unsafe { (*task)(0) };
+        drop(finish);
+        assert_eq!(self.shared.panicked.swap(0, Ordering::Relaxed), 0, "a worker thread panicked");
+    }
+}
+
+struct Finish<'a>(&'a Shared);
+
+impl Drop for Finish<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        while state.running > 0 {
+            state = self.0.done.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.task = None;
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self, index: usize) {
+        let mut seen = 0;
+        loop {
+            let task = {
+                let mut state = self.lock();
+                while state.generation == seen && !state.stop {
+                    state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                if state.stop {
+                    return;
+                }
+                seen = state.generation;
+                state.task.expect("a new generation carries a task")
+            };
+            // SAFETY: `run` keeps the task alive until `running` has fallen to 0, which happens below.
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| unsafe { (*task)(index) }));
+            if outcome.is_err() {
+                self.panicked.fetch_add(1, Ordering::Relaxed);
+            }
+            let mut state = self.lock();
+            state.running -= 1;
+            if state.running == 0 {
+                self.done.notify_one();
+            }
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.shared.lock().stop = true;
+        self.shared.wake.notify_all();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_index_runs_once_a_call() {
+        let workers = Workers::new(3);
+        let hits: [AtomicUsize; 3] = Default::default();
+        for _ in 0..100 {
+            workers.run(&|i| {
+                hits[i].fetch_add(1, Ordering::Relaxed);
+            });
+        }
+        assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 100));
+    }
+
+    #[test]
+    fn a_panic_on_a_worker_reaches_the_caller_and_the_workers_live_on() {
+        let workers = Workers::new(2);
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            workers.run(&|i| assert_eq!(i, 0, "as planned"));
+        }));
+        assert!(caught.is_err());
+        workers.run(&|_| ());
+    }
+}
