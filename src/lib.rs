@@ -16,7 +16,9 @@
 
 pub mod backbone;
 pub mod cli;
+pub mod embedding;
 pub mod frame;
+pub mod gaussian;
 pub mod simd;
 pub mod verdict;
 pub mod workers;
