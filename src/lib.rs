@@ -19,6 +19,7 @@ pub mod cli;
 pub mod embedding;
 pub mod frame;
 pub mod gaussian;
+pub mod heatmap;
 pub mod simd;
 pub mod verdict;
 pub mod workers;

@@ -6,7 +6,7 @@ use half::f16;
 
 use crate::embedding::Embedder;
 use crate::embedding::projection::MAX_K;
-use crate::simd::{Isa, Kernel, Simd};
+use crate::simd::{Kernel, Simd};
 use crate::workers::Workers;
 
 use super::factors::{Factors, Statistics, column_start, position_stride};
@@ -247,6 +247,7 @@ mod tests {
     use crate::gaussian::factors::{Precision, section_len};
     use crate::gaussian::fit::{Accumulator, BATCH};
     use crate::gaussian::shrinkage::Shrinkage;
+    use crate::simd::Isa;
     use rand_chacha::ChaCha8Rng;
     use rand_chacha::rand_core::{Rng, SeedableRng};
 

@@ -1,0 +1,221 @@
+//! From a distance to a score between 0 and 1, by good cells that the fit has not seen.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::heatmap::{ScoreKind, Scores};
+
+use super::{Class, Invalid, Outcome};
+
+/// The score at which a cell is no longer class A.
+pub const DECISION: f32 = 0.5;
+/// The score from which a cell is class C.
+pub const CLASS_C: f32 = 0.75;
+
+/// Fewest held-out cells for a calibration.
+pub const MIN_CELLS: usize = 10;
+
+/// Why a calibration could not be made or read.
+#[derive(Debug, Error, PartialEq)]
+#[non_exhaustive]
+pub enum CalibrationError {
+    /// Not enough good cells were held out.
+    #[error(
+        "calibrating: {0} good cells are too few, at least {MIN_CELLS} are needed (more cells, or a larger --holdout)"
+    )]
+    TooFew(usize),
+    /// A score of a good cell was not finite.
+    #[error("calibrating: a score of a good cell is not finite; the model or the backbone is broken")]
+    NotFinite,
+    /// The share of good cells that may be rejected is not between 0 and 0.5.
+    #[error("calibrating: {0} is not a share of good cells between 0 and 0.5")]
+    Overkill(f64),
+    /// Stored numbers contradict one another.
+    #[error("reading the calibration: {0}")]
+    Broken(&'static str),
+}
+
+/// What held-out good cells say about scores.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    /// Which number of the heatmap is the score.
+    pub kind: ScoreKind,
+    /// Good cells behind it.
+    pub cells: u32,
+    /// Share of good cells that the threshold was set to reject.
+    pub overkill: f64,
+    /// Distance at which the score is [`DECISION`].
+    pub threshold: f32,
+    /// Distance at which the score is [`CLASS_C`].
+    pub class_c: f32,
+    /// Distance from which a position belongs to a region.
+    pub region: f32,
+    /// Distances at the quantiles 0, 1/100, … 1 of the held-out cells.
+    pub quantiles: Vec<f32>,
+}
+
+impl Calibration {
+    /// From the scores of held-out good cells and the share of them that may be rejected.
+    ///
+    /// The threshold is the (1 − overkill) quantile, corrected for the number of cells as in split conformal
+    /// prediction: ⌈(n + 1)(1 − overkill)⌉-th smallest. With too few cells for that it is the largest score seen.
+    /// `region` is the distance above which a position of the heatmap is shown as a defect.
+    ///
+    /// # Errors
+    /// If there are fewer than [`MIN_CELLS`] cells, a score is not finite, or `overkill` is out of range.
+    pub fn new(kind: ScoreKind, good: &[Scores], region: f32, overkill: f64) -> Result<Self, CalibrationError> {
+        if !(0.0..=0.5).contains(&overkill) {
+            return Err(CalibrationError::Overkill(overkill));
+        }
+        if good.len() < MIN_CELLS {
+            return Err(CalibrationError::TooFew(good.len()));
+        }
+        let mut sorted: Vec<f32> = good.iter().map(|s| s.get(kind)).collect();
+        if !region.is_finite() || sorted.iter().any(|s| !s.is_finite()) {
+            return Err(CalibrationError::NotFinite);
+        }
+        sorted.sort_by(f32::total_cmp);
+        let n = sorted.len();
+        let rank = ((n + 1) as f64 * (1.0 - overkill)).ceil() as usize;
+        let threshold = sorted[rank.clamp(1, n) - 1];
+        let quantiles: Vec<f32> = (0..=100).map(|q| quantile(&sorted, f64::from(q) / 100.0)).collect();
+        Ok(Self::with_threshold(kind, n as u32, overkill, threshold, region, quantiles))
+    }
+
+    fn with_threshold(
+        kind: ScoreKind,
+        cells: u32,
+        overkill: f64,
+        threshold: f32,
+        region: f32,
+        quantiles: Vec<f32>,
+    ) -> Self {
+        // Beyond the threshold the score rises as 1 − 0.5·exp(−x), x in units of the threshold's distance from the
+        // median; x = ln 2 gives 0.75.
+        let unit = (threshold - quantiles[50]).max(threshold * 1e-3).max(f32::MIN_POSITIVE);
+        let class_c = threshold + unit * std::f32::consts::LN_2;
+        Self { kind, cells, overkill, threshold, class_c, region, quantiles }
+    }
+
+    /// The same cells with another threshold, for instance one chosen on labelled cells.
+    #[must_use]
+    pub fn moved_to(&self, threshold: f32) -> Self {
+        Self::with_threshold(self.kind, self.cells, self.overkill, threshold, self.region, self.quantiles.clone())
+    }
+
+    /// Whether the stored numbers make sense, as [`Calibration::new`] makes them.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn validate(&self) -> Result<(), CalibrationError> {
+        let finite = [self.threshold, self.class_c, self.region].iter().chain(&self.quantiles).all(|x| x.is_finite());
+        if !finite || !self.overkill.is_finite() {
+            return Err(CalibrationError::Broken("a number is not finite"));
+        }
+        if self.quantiles.len() != 101 || self.quantiles.windows(2).any(|w| w[0] > w[1]) {
+            return Err(CalibrationError::Broken("there are not 101 rising quantiles"));
+        }
+        if self.class_c <= self.threshold {
+            return Err(CalibrationError::Broken("class C begins below the threshold of class A"));
+        }
+        Ok(())
+    }
+
+    /// The score of a distance: 0.5·F(x)/F(threshold) up to the threshold, F being the share of held-out good cells
+    /// below x; beyond it 1 − 0.5·exp(−(x − threshold)/unit). Rises with x; NaN stays NaN.
+    #[must_use]
+    pub fn score(&self, distance: f32) -> f32 {
+        if distance > self.threshold {
+            let unit = (self.class_c - self.threshold) / std::f32::consts::LN_2;
+            return 1.0 - 0.5 * (-(distance - self.threshold) / unit).exp();
+        }
+        if distance.is_nan() {
+            return distance;
+        }
+        let limit = self.share_below(self.threshold);
+        if limit > 0.0 { DECISION * (self.share_below(distance) / limit).min(1.0) } else { 0.0 }
+    }
+
+    /// The class of a score, or that there is none.
+    #[must_use]
+    pub fn decide(&self, score: f32) -> Outcome {
+        if !score.is_finite() {
+            return Outcome::Invalid(Invalid::NotFinite);
+        }
+        if score <= DECISION {
+            Class::A.into()
+        } else if score < CLASS_C {
+            Class::B.into()
+        } else {
+            Class::C.into()
+        }
+    }
+
+    fn share_below(&self, x: f32) -> f32 {
+        let above = self.quantiles.partition_point(|q| *q <= x);
+        if above == 0 {
+            // Below every held-out cell: still rising from 0, so that order is kept.
+            return 0.005 * (x / self.quantiles[0].max(f32::MIN_POSITIVE)).clamp(0.0, 1.0);
+        }
+        if above > 100 {
+            return 1.0;
+        }
+        let (low, high) = (self.quantiles[above - 1], self.quantiles[above]);
+        let within = (x - low) / (high - low);
+        (0.005 + (above as f32 - 1.0 + within) / 100.0).min(1.0)
+    }
+}
+
+/// The quantile of sorted values, linear between them.
+///
+/// # Panics
+/// If there are none.
+pub(crate) fn quantile(sorted: &[f32], q: f64) -> f32 {
+    let at = q.clamp(0.0, 1.0) * (sorted.len() - 1) as f64;
+    let low = at as usize;
+    let high = (low + 1).min(sorted.len() - 1);
+    sorted[low] + (sorted[high] - sorted[low]) * (at - low as f64) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scores(values: impl IntoIterator<Item = f32>) -> Vec<Scores> {
+        values.into_iter().map(|x| Scores { top: x, max: x + 1.0, mean: x / 2.0 }).collect()
+    }
+
+    #[test]
+    fn half_is_the_threshold_and_scores_rise() {
+        let good = scores((0..200).map(|i| 10.0 + i as f32 * 0.01));
+        let c = Calibration::new(ScoreKind::Top, &good, 12.0, 0.05).unwrap();
+        c.validate().unwrap();
+        assert_eq!(c.threshold, 10.0 + 190.0 * 0.01);
+        assert!((c.score(c.threshold) - DECISION).abs() < 1e-6);
+        assert!((c.score(c.class_c) - CLASS_C).abs() < 1e-6);
+        let mut last = -1.0;
+        for i in 0..4000 {
+            let score = c.score(i as f32 * 0.01);
+            assert!((0.0..=1.0).contains(&score) && score >= last, "{i}: {score} after {last}");
+            last = score;
+        }
+        assert_eq!(c.decide(c.score(10.5)), Outcome::Pass(Class::A));
+        assert_eq!(c.decide(c.score(c.threshold + 0.01)), Outcome::Pass(Class::B));
+        assert_eq!(c.decide(c.score(1e6)), Outcome::Reject);
+        assert_eq!(c.decide(c.score(f32::NAN)), Outcome::Invalid(Invalid::NotFinite));
+    }
+
+    #[test]
+    fn too_few_equal_or_broken_cells() {
+        let few = scores((0..9).map(|i| i as f32));
+        assert_eq!(Calibration::new(ScoreKind::Top, &few, 1.0, 0.01), Err(CalibrationError::TooFew(9)));
+        let equal = Calibration::new(ScoreKind::Max, &scores([3.0; 20]), 1.0, 0.01).unwrap();
+        equal.validate().unwrap();
+        assert_eq!(equal.decide(equal.score(4.0)), Outcome::Pass(Class::A));
+        assert_eq!(equal.decide(equal.score(5.0)), Outcome::Reject);
+        let mut broken = scores([3.0; 20]);
+        broken[4].top = f32::INFINITY;
+        assert_eq!(Calibration::new(ScoreKind::Top, &broken, 1.0, 0.01), Err(CalibrationError::NotFinite));
+        assert!(Calibration::new(ScoreKind::Top, &scores([3.0; 20]), 1.0, 0.7).is_err());
+    }
+}

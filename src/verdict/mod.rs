@@ -1,0 +1,165 @@
+//! What cellgate says about a cell: a pass, a reject, or that it cannot say.
+
+mod calibration;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+pub use calibration::{CLASS_C, Calibration, CalibrationError, DECISION};
+
+use crate::heatmap::{Regions, Scores};
+use crate::preprocess::Rejection;
+
+/// The production class of a cell (paper section 2.1.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Class {
+    /// Fully operational.
+    A,
+    /// Subprime: slight deterioration, still usable in a panel.
+    B,
+    /// Defective: to be rejected.
+    C,
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::A => "A",
+            Self::B => "B",
+            Self::C => "C",
+        })
+    }
+}
+
+/// Why a cell cannot be judged. The line treats it as a reject.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Invalid {
+    /// The frame did not pass preprocessing's gates.
+    Frame(Rejection),
+    /// The image could not be read; the text says why.
+    Unreadable(String),
+    /// A number on the way was not finite.
+    NotFinite,
+    /// The model carries no calibration, so that no score means anything yet.
+    Uncalibrated,
+}
+
+impl Invalid {
+    /// A short stable name for machines.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Frame(rejection) => rejection.name(),
+            Self::Unreadable(_) => "unreadable",
+            Self::NotFinite => "not-finite",
+            Self::Uncalibrated => "uncalibrated",
+        }
+    }
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Frame(rejection) => write!(f, "{rejection}"),
+            Self::Unreadable(why) => f.write_str(why),
+            Self::NotFinite => f.write_str("a number on the way to the score was not finite"),
+            Self::Uncalibrated => {
+                f.write_str("the model has no calibration: run `cellgate calibrate` on good cells first")
+            }
+        }
+    }
+}
+
+/// What the line is told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// The cell goes on, as class A or B.
+    Pass(Class),
+    /// The cell is taken out: class C.
+    Reject,
+    /// The cell cannot be judged, and is taken out.
+    Invalid(Invalid),
+}
+
+impl Outcome {
+    /// `PASS`, `REJECT` or `INVALID`.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Pass(_) => "PASS",
+            Self::Reject => "REJECT",
+            Self::Invalid(_) => "INVALID",
+        }
+    }
+
+    /// The class, where there is one.
+    #[must_use]
+    pub fn class(&self) -> Option<Class> {
+        match self {
+            Self::Pass(class) => Some(*class),
+            Self::Reject => Some(Class::C),
+            Self::Invalid(_) => None,
+        }
+    }
+}
+
+impl From<Class> for Outcome {
+    fn from(class: Class) -> Self {
+        match class {
+            Class::C => Self::Reject,
+            pass => Self::Pass(pass),
+        }
+    }
+}
+
+/// Where the time of one cell went, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Latency {
+    /// Border, rectification and gates.
+    pub preprocess_us: u32,
+    /// The four stages of the network.
+    pub backbone_us: u32,
+    /// Embedding and Mahalanobis distance.
+    pub distance_us: u32,
+    /// Smoothing, scores and regions.
+    pub heatmap_us: u32,
+}
+
+impl Latency {
+    /// All of it.
+    #[must_use]
+    pub fn total_us(&self) -> u32 {
+        self.preprocess_us + self.backbone_us + self.distance_us + self.heatmap_us
+    }
+}
+
+/// The verdict on one cell.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    /// What the line is told.
+    pub outcome: Outcome,
+    /// Calibrated score, 0 to 1; 0.5 is the border of class A. None if the cell could not be judged.
+    pub score: Option<f32>,
+    /// The heatmap's numbers in Mahalanobis distance.
+    pub distances: Option<Scores>,
+    /// Where the defects are, on the heatmap's grid.
+    pub regions: Regions,
+    /// Where the time went.
+    pub latency: Latency,
+}
+
+impl Verdict {
+    /// The verdict on a cell that cannot be judged.
+    #[must_use]
+    pub fn invalid(reason: Invalid) -> Self {
+        Self {
+            outcome: Outcome::Invalid(reason),
+            score: None,
+            distances: None,
+            regions: Regions::default(),
+            latency: Latency::default(),
+        }
+    }
+}
