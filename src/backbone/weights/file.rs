@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::fold::from_torchvision;
+use super::pth;
 use super::safetensors::{self, About, OUR_FORMAT, Precision, read_folded};
 use super::{ResNet18, WeightsError};
 
@@ -97,6 +98,13 @@ impl Loaded {
                     about,
                 },
             });
+        }
+        if pth::looks_like(bytes) {
+            let network = from_torchvision(&mut pth::File::parse(bytes)?)?;
+            return Ok(Self { network, origin: Origin::TorchvisionPth, precision: None, about: About::default() });
+        }
+        if pth::looks_like_legacy(bytes) {
+            return Err(pth::legacy());
         }
         let begins: String = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
         Err(WeightsError::UnknownFormat(if bytes.is_empty() {

@@ -7,6 +7,8 @@
 mod error;
 mod file;
 mod fold;
+mod pickle;
+mod pth;
 pub mod safetensors;
 mod tensors;
 

@@ -26,7 +26,6 @@ impl DType {
         }
     }
 
-    #[allow(dead_code)]
     pub(crate) fn bytes(self) -> usize {
         self.bits() / 8
     }
