@@ -7,7 +7,7 @@ use clap::Subcommand;
 
 use crate::backbone::weights::safetensors::{self, About};
 use crate::backbone::weights::{Loaded, Precision, architecture, write_file};
-use crate::backbone::{INPUT_MEAN, INPUT_STD, ResNet18};
+use crate::backbone::{INPUT_MEAN, INPUT_STD, ResNet18, onnx};
 
 /// Import, show and export the weights of the feature extractor.
 #[derive(Debug, clap::Args)]
@@ -20,6 +20,7 @@ pub struct Args {
 enum Verb {
     Import(Import),
     Show(Show),
+    ExportOnnx(ExportOnnx),
 }
 
 /// Turn a ResNet18 into cellgate's own weights file.
@@ -67,6 +68,29 @@ struct Show {
     json: bool,
 }
 
+/// Write the network as ONNX, for other runtimes.
+///
+/// Input `image` [1,1,S,S], outputs `stage1` to `stage4` [1,C,S/stride,S/stride]; opset 17, IR version 8. With --fp16
+/// every tensor is FLOAT16, input and outputs too.
+///
+/// Example: cellgate backbone export-onnx --size 256 --fp16 -o backbone.onnx
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+struct ExportOnnx {
+    /// The weights file, of any format that import reads [default: the embedded backbone].
+    #[arg(long, value_name = "FILE")]
+    backbone: Option<PathBuf>,
+    /// The image side: a multiple of 32 from 64 to 1024.
+    #[arg(long, default_value_t = 256)]
+    size: usize,
+    /// Write FLOAT16 tensors instead of FLOAT.
+    #[arg(long)]
+    fp16: bool,
+    /// Where to write; the folder must exist.
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+}
+
 /// Runs `cellgate backbone`.
 ///
 /// # Errors
@@ -75,6 +99,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     match args.verb {
         Verb::Import(args) => import(args),
         Verb::Show(args) => show(&args),
+        Verb::ExportOnnx(args) => export_onnx(&args),
     }
 }
 
@@ -145,5 +170,14 @@ fn show(args: &Show) -> anyhow::Result<()> {
         let dims = format!("{o}×{i}×{k}×{k}");
         println!("{:<22} {dims:>16} {:>7} {:>14}", shape.name, shape.stride, shape.multiply_adds(size));
     }
+    Ok(())
+}
+
+fn export_onnx(args: &ExportOnnx) -> anyhow::Result<()> {
+    let network = read(args.backbone.as_deref())?.network;
+    let precision = if args.fp16 { Precision::F16 } else { Precision::F32 };
+    let bytes = onnx::export_onnx(&network, args.size, precision)?;
+    write_file(&args.output, &bytes)?;
+    println!("{}: {} bytes, of backbone {}", args.output.display(), bytes.len(), network.identity());
     Ok(())
 }

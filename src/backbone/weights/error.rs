@@ -26,6 +26,9 @@ pub enum WeightsError {
         #[source]
         source: std::io::Error,
     },
+    /// The network cannot be built for that image side.
+    #[error(transparent)]
+    Backbone(#[from] super::super::BackboneError),
     /// The system refused.
     #[error("the system refused: {0}")]
     Io(#[from] std::io::Error),

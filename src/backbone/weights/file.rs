@@ -106,6 +106,11 @@ impl Loaded {
         if pth::looks_like_legacy(bytes) {
             return Err(pth::legacy());
         }
+        // A protobuf file has no magic number; an ONNX begins with field 1, ir_version, a varint.
+        if bytes.first() == Some(&0x08) {
+            let network = crate::backbone::onnx::import_onnx(bytes)?;
+            return Ok(Self { network, origin: Origin::Onnx, precision: None, about: About::default() });
+        }
         let begins: String = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
         Err(WeightsError::UnknownFormat(if bytes.is_empty() {
             "it is empty".into()

@@ -6,11 +6,11 @@
 
 mod error;
 mod file;
-mod fold;
+pub(super) mod fold;
 mod pickle;
 mod pth;
 pub mod safetensors;
-mod tensors;
+pub(super) mod tensors;
 
 use super::{INPUT_MEAN, INPUT_STD, Identity};
 
@@ -221,7 +221,7 @@ fn check_conv(index: usize, conv: &Conv, shape: &ConvShape) -> Result<(), Weight
 }
 
 /// Refuses NaN and infinity, naming the tensor and the place.
-fn check_finite(name: &str, values: &[f32]) -> Result<(), WeightsError> {
+pub(super) fn check_finite(name: &str, values: &[f32]) -> Result<(), WeightsError> {
     // Whole blocks first: an exponent of all ones is what NaN and infinity share, and this vectorises.
     for (block, chunk) in values.chunks(4096).enumerate() {
         if chunk.iter().map(|v| v.to_bits() & 0x7f80_0000).max() != Some(0x7f80_0000) {
