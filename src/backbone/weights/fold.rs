@@ -135,3 +135,96 @@ fn torchvision_names(name: &str) -> (String, String) {
         None => (name.to_owned(), name.replace("conv", "bn")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A number from -1 to 1 that looks random.
+    fn noise(seed: usize) -> f64 {
+        ((seed as f64 + 1.0) * 12.9898).sin() * 43758.5453 % 1.0
+    }
+
+    fn values(count: usize, seed: usize, low: f64, high: f64) -> Vec<f32> {
+        (0..count).map(|i| (low + (high - low) * (noise(seed + i) + 1.0) / 2.0) as f32).collect()
+    }
+
+    const SIDE: usize = 20;
+
+    /// A naive convolution with zero padding in f64, channels first.
+    fn convolve(weight: &[f32], inputs: usize, outputs: usize, kernel: usize, image: &[f64]) -> Vec<f64> {
+        let pad = kernel / 2;
+        let mut output = vec![0.0; outputs * SIDE * SIDE];
+        for (at, sum) in output.iter_mut().enumerate() {
+            let (o, y, x) = (at / (SIDE * SIDE), at / SIDE % SIDE, at % SIDE);
+            for (i, ky, kx) in
+                (0..inputs * kernel * kernel).map(|t| (t / (kernel * kernel), t / kernel % kernel, t % kernel))
+            {
+                let (iy, ix) = (y + ky, x + kx);
+                if (pad..SIDE + pad).contains(&iy) && (pad..SIDE + pad).contains(&ix) {
+                    let w = weight[((o * inputs + i) * kernel + ky) * kernel + kx];
+                    *sum += f64::from(w) * image[(i * SIDE + iy - pad) * SIDE + ix - pad];
+                }
+            }
+        }
+        output
+    }
+
+    #[test]
+    fn folded_grey_equals_three_normalised_channels_and_batch_norm() {
+        let (outputs, kernel) = (4, 7);
+        let shape = ConvShape { name: "conv1".into(), inputs: 1, outputs, kernel, stride: 1, reduction: 1 };
+        let trained = Trained {
+            inputs: 3,
+            weight: values(outputs * 3 * 49, 0, -0.3, 0.3),
+            bias: Some(values(outputs, 900, -1.0, 1.0)),
+            norm: Some(Norm {
+                scale: values(outputs, 1000, -2.0, 2.0),
+                shift: values(outputs, 2000, -1.0, 1.0),
+                mean: values(outputs, 3000, -1.0, 1.0),
+                variance: values(outputs, 4000, 0.01, 2.0),
+                epsilon: BN_EPSILON,
+            }),
+        };
+        let pixels: Vec<f64> = (0..SIDE * SIDE).map(|p| (noise(5000 + p) + 1.0) / 2.0).collect();
+        let colour: Vec<f64> =
+            (0..3).flat_map(|c| pixels.iter().map(move |x| (x - IMAGENET_MEAN[c]) / IMAGENET_STD[c])).collect();
+        let mut expected = convolve(&trained.weight, 3, outputs, kernel, &colour);
+        let (bias, norm) = (trained.bias.as_ref().unwrap(), trained.norm.as_ref().unwrap());
+        for (at, value) in expected.iter_mut().enumerate() {
+            let o = at / (SIDE * SIDE);
+            let [scale, shift, mean, variance] =
+                [norm.scale[o], norm.shift[o], norm.mean[o], norm.variance[o]].map(f64::from);
+            *value = (*value + f64::from(bias[o]) - mean) / (variance + 1e-5).sqrt() * scale + shift;
+        }
+
+        let folded = fold(&shape, &trained);
+        let grey: Vec<f64> = pixels.iter().map(|x| (x - GREY_MEAN) / GREY_STD).collect();
+        let got = convolve(&folded.weight, 1, outputs, kernel, &grey);
+        let scale = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        let (mut inside, mut border) = (0.0f64, 0.0f64);
+        for (at, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            let (o, y, x) = (at / (SIDE * SIDE), at / SIDE % SIDE, at % SIDE);
+            let error = (got + f64::from(folded.bias[o]) - expected).abs() / scale;
+            let far = (3..SIDE - 3).contains(&y) && (3..SIDE - 3).contains(&x);
+            if far { inside = inside.max(error) } else { border = border.max(error) }
+        }
+        // Only the rounding of weights and biases to f32 is left away from the border; at it, zero padding means another
+        // grey (the mean of each channel), which is why the test would notice if it were looking at nothing.
+        assert!(inside < 1e-6, "{inside}");
+        assert!(border > 1e-4 && border < 0.5, "{border}");
+    }
+
+    #[test]
+    fn without_batch_norm_and_colour_nothing_changes() {
+        let shape = ConvShape { name: "conv1".into(), inputs: 1, outputs: 2, kernel: 3, stride: 1, reduction: 1 };
+        let (weight, bias) = (values(18, 0, -1.0, 1.0), values(2, 50, -1.0, 1.0));
+        let folded = fold(&shape, &Trained { inputs: 1, weight: weight.clone(), bias: Some(bias.clone()), norm: None });
+        assert_eq!((folded.weight, folded.bias), (weight, bias));
+    }
+
+    #[test]
+    fn the_grey_constants_are_the_input_contract() {
+        assert_eq!((GREY_MEAN as f32, GREY_STD as f32), (crate::backbone::INPUT_MEAN, crate::backbone::INPUT_STD));
+    }
+}
