@@ -68,7 +68,7 @@ impl Loaded {
             if contents.len() as u64 > FILE_LIMIT {
                 return Err(WeightsError::TooLarge { bytes: contents.len() as u64, limit: FILE_LIMIT });
             }
-            Self::parse(&contents)
+            Self::parse_in(&contents, path.parent())
         };
         read().map_err(|source| WeightsError::Reading { path: path.to_owned(), source: Box::new(source) })
     }
@@ -78,6 +78,11 @@ impl Loaded {
     /// # Errors
     /// As [`Loaded::read`], without a file's name.
     pub fn parse(bytes: &[u8]) -> Result<Self, WeightsError> {
+        Self::parse_in(bytes, None)
+    }
+
+    /// As [`Loaded::parse`]; an ONNX model may keep its weights in another file of `folder`.
+    fn parse_in(bytes: &[u8], folder: Option<&Path>) -> Result<Self, WeightsError> {
         if safetensors::looks_like(bytes) {
             let mut file = safetensors::File::parse(bytes)?;
             let mut text = |key: &str| file.metadata.remove(key).unwrap_or_default();
@@ -108,7 +113,7 @@ impl Loaded {
         }
         // A protobuf file has no magic number; an ONNX begins with field 1, ir_version, a varint.
         if bytes.first() == Some(&0x08) {
-            let network = crate::backbone::onnx::import_onnx(bytes)?;
+            let network = crate::backbone::onnx::import_onnx(bytes, folder)?;
             return Ok(Self { network, origin: Origin::Onnx, precision: None, about: About::default() });
         }
         let begins: String = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();

@@ -320,7 +320,7 @@ impl<'a> Machine<'a> {
     fn set_items(&mut self, begin: usize) -> Result<(), WeightsError> {
         let items = self.stack.split_off(begin.min(self.stack.len()));
         let object = self.top()?;
-        if items.len() % 2 != 0 {
+        if !items.len().is_multiple_of(2) {
             return Err(broken("a dict in its pickle has a key without a value"));
         }
         match &mut self.arena[object as usize] {

@@ -51,11 +51,20 @@ struct Entry<'a> {
     bytes: &'a [u8],
 }
 
-#[derive(Deserialize)]
+/// The header of our own files, as it is written.
+#[derive(Serialize)]
+struct OurHeader<'a> {
+    #[serde(rename = "__metadata__")]
+    metadata: BTreeMap<&'a str, &'a str>,
+    #[serde(flatten)]
+    tensors: BTreeMap<String, RawEntry>,
+}
+
+#[derive(Serialize, Deserialize)]
 struct RawEntry {
+    data_offsets: [u64; 2],
     dtype: String,
     shape: Vec<u64>,
-    data_offsets: [u64; 2],
 }
 
 /// The JSON header; a name that comes twice is refused, since readers would disagree on which one counts.
@@ -80,10 +89,11 @@ impl<'de> Deserialize<'de> for Header {
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
                         header.metadata = map.next_value()?;
-                    } else if header.entries.contains_key(&name) {
-                        return Err(A::Error::custom(format!("{} comes twice", printable(&name))));
-                    } else {
-                        header.entries.insert(name, map.next_value()?);
+                        continue;
+                    }
+                    let shown = printable(&name);
+                    if header.entries.insert(name, map.next_value()?).is_some() {
+                        return Err(A::Error::custom(format!("{shown} comes twice")));
                     }
                 }
                 Ok(header)
@@ -225,17 +235,9 @@ pub fn write(network: &ResNet18, precision: Precision, about: &About) -> Result<
         Precision::F16 => network.to_f16()?,
         Precision::F32 => network.clone(),
     };
-    let mut header = serde_json::Map::new();
+    // The order of keys is the map's and the struct's, whatever serde_json is built with.
+    let mut tensors = BTreeMap::new();
     let mut data = Vec::new();
-    header.insert(
-        "__metadata__".into(),
-        serde_json::json!({
-            "format": OUR_FORMAT,
-            "identity": network.identity().to_string(),
-            "name": about.name,
-            "provenance": about.provenance,
-        }),
-    );
     for conv in network.convs() {
         let begin = data.len();
         let dtype = match precision {
@@ -248,15 +250,24 @@ pub fn write(network: &ResNet18, precision: Precision, about: &About) -> Result<
                 "F32"
             }
         };
-        let shape = [conv.outputs, conv.inputs, conv.kernel, conv.kernel];
-        let entry = serde_json::json!({ "dtype": dtype, "shape": shape, "data_offsets": [begin, data.len()] });
-        header.insert(format!("{}.weight", conv.name), entry);
+        let mut entry = |part: &str, dtype, shape: &[usize], begin: usize, end: usize| {
+            let shape = shape.iter().map(|&dim| dim as u64).collect();
+            let entry = RawEntry { dtype: String::from(dtype), shape, data_offsets: [begin as u64, end as u64] };
+            tensors.insert(format!("{}.{part}", conv.name), entry);
+        };
+        entry("weight", dtype, &[conv.outputs, conv.inputs, conv.kernel, conv.kernel], begin, data.len());
         let begin = data.len();
         data.extend(conv.bias.iter().flat_map(|b| b.to_le_bytes()));
-        let entry = serde_json::json!({ "dtype": "F32", "shape": [conv.outputs], "data_offsets": [begin, data.len()] });
-        header.insert(format!("{}.bias", conv.name), entry);
+        entry("bias", "F32", &[conv.outputs], begin, data.len());
     }
-    let mut header = serde_json::Value::Object(header).to_string();
+    let identity = network.identity().to_string();
+    let metadata = BTreeMap::from([
+        ("format", OUR_FORMAT),
+        ("identity", &identity),
+        ("name", &about.name),
+        ("provenance", &about.provenance),
+    ]);
+    let mut header = serde_json::to_string(&OurHeader { metadata, tensors }).map_err(std::io::Error::from)?;
     // Spaces to a multiple of 8, so that the numbers are aligned, as the format recommends.
     header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
     let mut bytes = Vec::with_capacity(8 + header.len() + data.len());
