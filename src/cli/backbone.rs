@@ -31,7 +31,6 @@ enum Verb {
 ///
 /// Example: cellgate backbone import resnet18-f37072fd.pth -o imagenet.safetensors
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 struct Import {
     /// The weights to read.
     file: PathBuf,
@@ -56,7 +55,6 @@ struct Import {
 ///
 /// Example: cellgate backbone show imagenet.safetensors --json
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 struct Show {
     /// The weights file, of any format that import reads [default: the embedded backbone].
     file: Option<PathBuf>,
@@ -75,7 +73,6 @@ struct Show {
 ///
 /// Example: cellgate backbone export-onnx --size 256 --fp16 -o backbone.onnx
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 struct ExportOnnx {
     /// The weights file, of any format that import reads [default: the embedded backbone].
     #[arg(long, value_name = "FILE")]
