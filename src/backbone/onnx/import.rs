@@ -228,7 +228,7 @@ fn attribute<'a>(node: &'a NodeProto, name: &str) -> Option<&'a AttributeProto> 
 
 /// The numbers of an initialiser, which must have `shape` and be finite.
 fn values(tensor: &TensorProto, name: &str, shape: &[usize], folder: Option<&Path>) -> Result<Vec<f32>, WeightsError> {
-    let got: Vec<usize> = tensor.dims.iter().map(|&d| usize::try_from(d).unwrap_or(usize::MAX)).collect();
+    let got: Vec<usize> = tensor.dims.iter().take(8).map(|&d| usize::try_from(d).unwrap_or(usize::MAX)).collect();
     if got != shape {
         return Err(WeightsError::Shape { name: name.to_owned(), expected: shape.to_vec(), got });
     }

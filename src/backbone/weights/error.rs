@@ -18,7 +18,7 @@ pub enum WeightsError {
         source: Box<WeightsError>,
     },
     /// The file could not be written.
-    #[error("writing {}", path.display())]
+    #[error("writing {} (its folder must exist and be writable)", path.display())]
     Writing {
         /// The file.
         path: PathBuf,
@@ -30,7 +30,7 @@ pub enum WeightsError {
     #[error(transparent)]
     Backbone(#[from] super::super::BackboneError),
     /// The system refused.
-    #[error("the system refused: {0}")]
+    #[error(transparent)]
     Io(#[from] std::io::Error),
     /// The file is larger than any ResNet18.
     #[error("the file has {bytes} bytes; a ResNet18 has at most {limit}: is this the right file?")]

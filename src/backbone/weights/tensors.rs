@@ -70,7 +70,7 @@ pub(crate) trait Tensors {
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, WeightsError> {
         let got = self.shape(name).ok_or_else(|| WeightsError::Missing { names: name.to_owned() })?;
         if got != shape {
-            let (name, expected, got) = (name.to_owned(), shape.to_vec(), got.to_vec());
+            let (name, expected, got) = (name.to_owned(), shape.to_vec(), got[..got.len().min(8)].to_vec());
             return Err(WeightsError::Shape { name, expected, got });
         }
         let values = self.values(name)?;
