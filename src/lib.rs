@@ -18,5 +18,6 @@ pub mod backbone;
 pub mod cli;
 pub mod frame;
 pub mod simd;
+pub mod synth;
 pub mod verdict;
 pub mod workers;
