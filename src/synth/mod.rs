@@ -41,6 +41,9 @@ use pose::Pose;
 use sensor::Sensor;
 use texture::{Line, Scratch};
 
+/// Version of the drawing: it changes whenever the same seed and index would give another image.
+pub const DRAWING: u32 = 1;
+
 /// What a generator can refuse.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum SynthError {
