@@ -43,7 +43,7 @@ impl Layout {
 
     /// Brightness of a bare cell by the distance to its outline: dull at the edge, a faint glow around it.
     pub fn edge(&self, outside: f64) -> f64 {
-        let alpha = smooth(0.5 - outside / (3.0 * self.unit));
+        let alpha = smooth(0.5 - outside / (4.5 * self.unit));
         let depth = -outside.min(0.0) / self.unit;
         let inner = 1.0 - 0.16 * bell(depth / 4.0) - 0.05 * bell(depth / 30.0);
         let glow = 0.06 * bell(outside.max(0.0) / (6.0 * self.unit));
@@ -120,6 +120,7 @@ impl Canvas {
 
     /// Darkens a round dot with soft edges.
     pub fn dot(&mut self, x: f64, y: f64, radius: f64, depth: f64) {
+        let radius = radius.max(0.6);
         let reach = radius * 1.5 + 1.0;
         self.shade([x - reach, y - reach, x + reach, y + reach], |px, py| {
             let r = ((px - x) * (px - x) + (py - y) * (py - y)).sqrt();
@@ -129,6 +130,8 @@ impl Canvas {
 
     /// Darkens a line from `a` to `b`: a core of the given half width, and a faint wide shoulder.
     pub fn line(&mut self, a: (f64, f64), b: (f64, f64), half: f64, depth: f64, shoulder: f64) {
+        // Thinner than a pixel, a line would come and go.
+        let half = half.max(0.6);
         let reach = 5.0 * half + 1.0;
         let (dx, dy) = (b.0 - a.0, b.1 - a.1);
         let length2 = (dx * dx + dy * dy).max(1e-9);
@@ -138,7 +141,7 @@ impl Canvas {
             let t = (((x - a.0) * dx + (y - a.1) * dy) / length2).clamp(0.0, 1.0);
             let (ex, ey) = (x - a.0 - t * dx, y - a.1 - t * dy);
             let d = (ex * ex + ey * ey).sqrt();
-            (depth * smooth(1.5 - d / half)).max(shoulder * smooth(1.0 - d / (5.0 * half)))
+            (depth * smooth(1.35 - 0.7 * d / half)).max(shoulder * smooth(1.0 - d / (5.0 * half)))
         });
     }
 }

@@ -73,6 +73,12 @@ impl Plan {
         plan
     }
 
+    /// The planned kinds, with repetitions.
+    #[cfg(test)]
+    pub fn kinds(&self) -> impl Iterator<Item = DefectKind> {
+        self.parts.into_iter().flatten().map(|(kind, _)| kind)
+    }
+
     /// Adds a kind; dark spots come up to three at a time.
     fn add(&mut self, kind: DefectKind, class: Class, chance: &mut Chance) {
         let copies = if kind == DefectKind::DarkSpot { 1 + chance.pick(&[0.62, 0.26, 0.12]) } else { 1 };
@@ -164,7 +170,7 @@ impl Brush<'_> {
         let depth = self.chance.between(0.55, 0.93);
         let rough = self.chance.between(0.06, 0.14);
         let soft = self.chance.between(0.35, 0.9);
-        let reach = size * 2.2;
+        let reach = size * 3.3;
         let (line, grid) = (self.line, self.grid);
         self.canvas.shade([x - reach, y - reach, x + reach, y + reach], |px, py| {
             let (dx, dy) = (px - x, py - y);
@@ -346,10 +352,9 @@ impl Brush<'_> {
         let mut points = [start; LINKS];
         let (behind, before) = ((back / step) as usize, (fore / step) as usize);
         let used = (behind + before + 1).clamp(2, LINKS);
-        let (mut drift, mut pull) = (0.0, 0.0);
         for side in [-1.0, 1.0] {
             let n = if side < 0.0 { behind } else { used - 1 - behind };
-            (drift, pull) = (0.0 * drift, 0.3 * pull);
+            let (mut drift, mut pull) = (0.0, 0.0);
             for k in 1..=n {
                 // A wandering that is pulled back to the straight line; now and then a kink.
                 let kick = if self.chance.with(0.08) { 0.45 } else { 0.12 };
@@ -359,9 +364,6 @@ impl Brush<'_> {
                 let at = if side < 0.0 { behind - k } else { behind + k };
                 points[at] = (start.0 + cos * along - sin * drift, start.1 + sin * along + cos * drift);
             }
-        }
-        if behind < LINKS {
-            points[behind] = start;
         }
         Course { points, used }
     }
@@ -405,7 +407,9 @@ impl Brush<'_> {
                 let behind = if right_side { x - crack } else { crack - x };
                 let finger = ((y - rim).max(0.0) / pitch) as u32;
                 let uneven = f64::from((finger.wrapping_mul(0x9E37_79B9) ^ stripes) >> 24) / 255.0;
-                depth * (0.7 + 0.5 * uneven) * smooth(0.5 + behind / unit)
+                // Darkest at the crack, and on some fingers only for a part of the way.
+                let fade = 1.0 - 0.6 * smooth(behind / ((0.35 + uneven) * (right - left)));
+                depth * (0.75 + 0.45 * uneven) * fade * smooth(0.5 + behind / unit)
             });
         }
     }

@@ -25,6 +25,8 @@ mod id_strip;
 mod kind;
 mod pose;
 mod sensor;
+#[cfg(test)]
+mod tests;
 mod texture;
 
 use serde::{Deserialize, Serialize};

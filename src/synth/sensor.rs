@@ -67,8 +67,8 @@ impl Sensor {
         }
     }
 
-    /// Projects the canvas's defect numbers into `mask` (frame-sized, all 0) as the code that `code` gives, and grows
-    /// each defect's box, kept as first and last column and row.
+    /// Projects the canvas's defect numbers into `mask` (frame-sized, all 0): a pixel becomes what `hit` makes of the
+    /// defect's number and the pixel's column and row.
     pub fn project(
         &self,
         canvas: &Canvas,
@@ -77,15 +77,24 @@ impl Sensor {
         mask: &mut [u8],
         mut hit: impl FnMut(u8, usize, usize) -> u8,
     ) {
-        let side = canvas.side as f64;
+        let last = (canvas.side - 2) as f64;
         for (y, row) in mask.chunks_exact_mut(width.max(1)).enumerate() {
             let mut walk = Walk::new(pose, y);
             for (x, out) in row.iter_mut().enumerate() {
                 let (u, v) = walk.next();
-                let (u, v) = (u + 0.5, v + 0.5);
-                if u >= 0.0 && v >= 0.0 && u < side && v < side {
-                    let owner = canvas.owner[v as i32 as usize * canvas.side + u as i32 as usize];
-                    if owner != 0 {
+                if u >= 0.0 && v >= 0.0 && u < last && v < last {
+                    let (iu, iv) = (u as i32 as usize, v as i32 as usize);
+                    let (fu, fv) = (u - iu as f64, v - iv as f64);
+                    let at = iv * canvas.side + iu;
+                    // A defect owns the pixel that takes a fifth of its light from it, so that thin lines stay whole.
+                    let shares = [
+                        ((1.0 - fu) * (1.0 - fv), at),
+                        (fu * (1.0 - fv), at + 1),
+                        ((1.0 - fu) * fv, at + canvas.side),
+                        (fu * fv, at + canvas.side + 1),
+                    ];
+                    let owner = shares.iter().map(|&(w, at)| if w >= 0.2 { canvas.owner[at] } else { 0 }).max();
+                    if let Some(owner @ 1..) = owner {
                         *out = hit(owner, x, y);
                     }
                 }

@@ -89,8 +89,8 @@ impl Line {
         let jitter = 0.9 * unit;
         let shift = (chance.between(-jitter, jitter), chance.between(-jitter, jitter));
         let (waves, clouds) = (start(chance), start(chance));
-        let wave_amp = chance.between(0.008, 0.028) as f32;
-        let cloud_amp = (chance.between(0.003, 0.012) + if chance.with(0.12) { 0.012 } else { 0.0 }) as f32;
+        let wave_amp = chance.between(0.012, 0.038) as f32;
+        let cloud_amp = (chance.between(0.005, 0.016) + if chance.with(0.12) { 0.014 } else { 0.0 }) as f32;
         self.profiles(scratch, shift, chance);
         let centre = self.rings(&mut scratch.rings, chance);
         let (top, foot) = (self.layout.rim + 0.014 * self.layout.cell, self.layout.rim + 0.986 * self.layout.cell);
@@ -121,9 +121,9 @@ impl Line {
     /// Brightness by column (busbars, their bright sides, belts) and by row (fingers).
     fn profiles(&self, scratch: &mut Scratch, shift: (f64, f64), chance: &mut Chance) {
         let (side, unit) = (self.layout.side, self.layout.unit);
-        let belt_amp = chance.between(-0.006, 0.022);
+        let belt_amp = chance.between(-0.006, 0.034);
         let belt_shift = chance.between(-0.004, 0.004);
-        let spread = self.layout.cell / self.busbars as f64;
+        let spread = self.layout.cell / self.busbars.max(1) as f64;
         scratch.columns.clear();
         scratch.bare_columns.clear();
         scratch.rows.clear();
@@ -136,8 +136,8 @@ impl Line {
             }
             let nearest =
                 (0..self.busbars).map(|i| (at - shift.0 - self.busbar(i)).abs()).fold(f64::INFINITY, f64::min);
-            let bright = 1.0 + 0.075 * bell(nearest / (0.13 * spread)) - 0.02;
-            let core = 0.84 * smooth(1.5 - nearest / (2.3 * unit));
+            let bright = 0.97 + 0.11 * bell(nearest / (0.13 * spread));
+            let core = 0.84 * smooth(1.3 - 0.8 * nearest / (2.0 * unit));
             scratch.bare_columns.push((1.0 - belt) as f32);
             scratch.columns.push(((1.0 - belt) * bright * (1.0 - core)) as f32);
         }
@@ -155,7 +155,7 @@ impl Line {
     fn rings(&self, rings: &mut Vec<f32>, chance: &mut Chance) -> (f32, f32) {
         let unit = self.layout.unit;
         let strong = chance.with(0.35);
-        let amp = if strong { chance.between(0.006, 0.018) } else { chance.between(0.0, 0.004) };
+        let amp = if strong { chance.between(0.012, 0.032) } else { chance.between(0.0, 0.007) };
         rings.clear();
         rings.resize(RINGS, 0.0);
         // Smooth steps between random heights, closer together further out as in a pulled crystal.

@@ -37,7 +37,8 @@ pub(super) fn data_set(
 ) -> anyhow::Result<()> {
     let settings =
         Settings { drawing: synth::DRAWING, seed: generator.seed(), count, masks, config: generator.config().clone() };
-    fs::create_dir_all(dir.join("masks")).with_context(|| format!("making the folder {}", dir.display()))?;
+    let folder = if masks { dir.join("masks") } else { dir.to_owned() };
+    fs::create_dir_all(folder).with_context(|| format!("making the folder {}", dir.display()))?;
     agree(&settings, dir)?;
     // A second handler in one process is refused, and the first then serves.
     let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
@@ -214,4 +215,95 @@ pub(super) fn save(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
         Ok(())
     };
     write().with_context(|| format!("writing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::synth::Selection;
+
+    fn generator(seed: u64) -> Generator {
+        let config = SynthConfig { size: 64, selection: Selection::Balanced, ..SynthConfig::default() };
+        Generator::new(config, seed).unwrap()
+    }
+
+    fn tree(dir: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
+        ["", "masks"]
+            .iter()
+            .flat_map(|sub| fs::read_dir(dir.join(sub)).unwrap())
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.is_file())
+            .map(|path| (path.strip_prefix(dir).unwrap().display().to_string(), fs::read(&path).unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn a_data_set_goes_on_where_it_stopped_and_ends_the_same() {
+        let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        data_set(&generator(1), 12, true, 2, whole.path()).unwrap();
+        data_set(&generator(1), 5, true, 1, parts.path()).unwrap();
+        // As after a power cut: one file short, one gone.
+        let short = parts.path().join("B000001.png");
+        let bytes = fs::read(&short).unwrap();
+        fs::write(&short, &bytes[..bytes.len() - 20]).unwrap();
+        fs::remove_file(parts.path().join("masks/C000002.png")).unwrap();
+        data_set(&generator(1), 12, true, 3, parts.path()).unwrap();
+        let (whole, parts) = (tree(whole.path()), tree(parts.path()));
+        assert_eq!(whole.len(), 12 + 8 + 2, "images, masks of B and C, labels and settings");
+        assert_eq!(whole, parts);
+    }
+
+    #[test]
+    fn files_hold_what_the_generator_drew() {
+        let dir = tempfile::tempdir().unwrap();
+        let config =
+            SynthConfig { size: 96, white: 65535, selection: Selection::Only(Class::C), ..SynthConfig::default() };
+        let generator = Generator::new(config, 4).unwrap();
+        data_set(&generator, 2, true, 1, dir.path()).unwrap();
+        let cell = generator.cell(1);
+        let image = image::open(dir.path().join("C000001.png")).unwrap();
+        assert_eq!(image.as_luma16().unwrap().as_raw(), cell.frame.pixels());
+        let mask = image::open(dir.path().join("masks/C000001.png")).unwrap();
+        assert_eq!(mask.as_luma8().unwrap().as_raw(), &cell.mask);
+        let labels = fs::read_to_string(dir.path().join("labels.csv")).unwrap();
+        let kinds: Vec<_> = cell.kinds().map(DefectKind::name).collect();
+        let line = format!("C000001.png,C,{},masks/C000001.png", kinds.join("+"));
+        assert_eq!(labels.lines().nth(2), Some(line.as_str()));
+        assert_eq!(labels.lines().next(), Some("file,label,type,mask"));
+    }
+
+    #[test]
+    fn a_folder_of_other_settings_is_refused_by_the_setting() {
+        let dir = tempfile::tempdir().unwrap();
+        data_set(&generator(1), 3, true, 1, dir.path()).unwrap();
+        let before = tree(dir.path());
+        let seed = data_set(&generator(2), 3, true, 1, dir.path()).unwrap_err().to_string();
+        assert!(seed.contains("seed = 1, not 2"), "{seed}");
+        let masks = data_set(&generator(1), 3, false, 1, dir.path()).unwrap_err().to_string();
+        assert!(masks.contains("masks = true, not false"), "{masks}");
+        let fewer = data_set(&generator(1), 2, true, 1, dir.path()).unwrap_err().to_string();
+        assert!(fewer.contains("begun with 3 cells"), "{fewer}");
+        assert_eq!(tree(dir.path()), before);
+        fs::write(dir.path().join("synth.json"), "{}").unwrap();
+        let other = format!("{:#}", data_set(&generator(1), 3, true, 1, dir.path()).unwrap_err());
+        assert!(other.contains("isn't a description of synthetic cells"), "{other}");
+    }
+
+    #[test]
+    fn without_masks_none_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        data_set(&generator(1), 3, false, 1, dir.path()).unwrap();
+        assert!(!dir.path().join("masks").exists());
+        let labels = fs::read_to_string(dir.path().join("labels.csv")).unwrap();
+        assert!(labels.lines().skip(1).all(|line| line.ends_with(',')), "{labels}");
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = format!("{:#}", data_set(&generator(1), 1, true, 1, &file).unwrap_err());
+        assert!(error.contains("making the folder") && error.contains("file"), "{error}");
+    }
 }
