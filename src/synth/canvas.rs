@@ -105,14 +105,16 @@ impl Canvas {
     pub fn settle(&mut self, number: Option<u8>, inside: &[u8]) {
         let Some([x0, y0, x1, y1]) = self.dirty.take() else { return };
         for y in y0..=y1 {
-            for i in y * self.side + x0..=y * self.side + x1 {
-                let shade = std::mem::take(&mut self.shade[i]);
-                self.gain[i] *= 1.0 - shade.min(1.0);
+            let row = y * self.side + x0..y * self.side + x1 + 1;
+            let pixels = self.shade[row.clone()].iter_mut().zip(&mut self.gain[row.clone()]);
+            for ((shade, gain), (owner, &inside)) in pixels.zip(self.owner[row.clone()].iter_mut().zip(&inside[row])) {
+                let shade = std::mem::take(shade);
+                *gain *= 1.0 - shade.min(1.0);
                 if let Some(number) = number
                     && shade > VISIBLE
-                    && inside[i] != 0
+                    && inside != 0
                 {
-                    self.owner[i] = number;
+                    *owner = number;
                 }
             }
         }
