@@ -166,19 +166,21 @@ impl Brush<'_> {
         let (x, y) = self.place(0.08);
         let size = unit * (14.0 + 95.0 * severity * severity * self.chance.between(0.35, 1.0));
         let stretch = self.chance.between(0.75, 1.35);
+        let shrink = 1.0 / stretch;
         let (sin, cos) = sin_cos(self.chance.between(0.0, 180.0));
         let depth = self.chance.between(0.55, 0.93);
         let rough = self.chance.between(0.06, 0.14);
         let soft = self.chance.between(0.35, 0.9);
-        let reach = size * 3.3;
+        let (reach, limit, scale) = (size * 3.3, 1.5 + soft, 1.0 / (size * size));
         let (line, grid) = (self.line, self.grid);
         self.canvas.shade([x - reach, y - reach, x + reach, y + reach], |px, py| {
             let (dx, dy) = (px - x, py - y);
-            let (a, b) = ((cos * dx + sin * dy) * stretch, (cos * dy - sin * dx) / stretch);
-            let r = (a * a + b * b).sqrt() / size;
-            if r > 1.0 + soft + 0.5 {
+            let (a, b) = ((cos * dx + sin * dy) * stretch, (cos * dy - sin * dx) * shrink);
+            let r2 = (a * a + b * b) * scale;
+            if r2 > limit * limit {
                 return 0.0;
             }
+            let r = r2.sqrt();
             let ragged = line.cloud(grid, px, py);
             // Mottled like a cloud inside, ragged along its edge.
             depth

@@ -49,8 +49,8 @@ pub struct Args {
     balanced: bool,
 
     /// Shares of the classes A, B and C, such as 90,8,2 [default: 96.3,2.9,0.8].
-    #[arg(long, group = "mix", value_name = "A,B,C", value_delimiter = ',', num_args = 3)]
-    proportions: Option<Vec<f64>>,
+    #[arg(long, group = "mix", value_name = "A,B,C", value_parser = shares)]
+    proportions: Option<Shares>,
 
     /// Only cells of this class.
     #[arg(long, group = "mix", value_name = "CLASS")]
@@ -100,6 +100,16 @@ enum ClassName {
     C,
 }
 
+/// Shares of the classes A, B and C.
+#[derive(Clone, Copy, Debug)]
+struct Shares([f64; 3]);
+
+fn shares(text: &str) -> Result<Shares, String> {
+    let numbers: Option<Vec<f64>> = text.split(',').map(|part| part.trim().parse().ok()).collect();
+    let three = numbers.and_then(|numbers| numbers.try_into().ok());
+    three.map(Shares).ok_or_else(|| "give three numbers with commas between them, such as 90,8,2".into())
+}
+
 impl Args {
     fn config(&self) -> SynthConfig {
         let mut config = SynthConfig {
@@ -112,8 +122,8 @@ impl Args {
             with_id: self.with_id,
             ..SynthConfig::default()
         };
-        if let Some(&[a, b, c]) = self.proportions.as_deref() {
-            config.proportions = [a, b, c];
+        if let Some(Shares(proportions)) = self.proportions {
+            config.proportions = proportions;
         }
         config.selection = match (self.balanced, self.class, self.defect) {
             (true, ..) => Selection::Balanced,
