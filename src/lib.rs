@@ -21,5 +21,6 @@ pub mod frame;
 pub mod gaussian;
 pub mod heatmap;
 pub mod simd;
+pub mod synth;
 pub mod verdict;
 pub mod workers;

@@ -1,6 +1,7 @@
 //! The command line: one file a verb. Printing and progress live here only.
 
 mod backbone;
+mod synth;
 
 use clap::{Parser, Subcommand};
 
@@ -15,6 +16,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Backbone(backbone::Args),
+    Synth(synth::Args),
 }
 
 impl Cli {
@@ -25,6 +27,7 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<()> {
         match self.verb {
             Verb::Backbone(args) => backbone::run(args),
+            Verb::Synth(args) => synth::run(args),
         }
     }
 }
