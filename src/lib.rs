@@ -16,6 +16,7 @@
 
 pub mod backbone;
 pub mod cli;
+pub mod eval;
 pub mod frame;
 pub mod simd;
 pub mod verdict;
