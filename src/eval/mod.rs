@@ -4,6 +4,7 @@
 //! gives scores and labels back to [`metrics`], [`pixel`] and [`result`]; [`report`] turns the outcome into HTML.
 
 pub mod dataset;
+pub mod elpv;
 pub mod folds;
 pub mod labels;
 pub mod metrics;
