@@ -45,7 +45,7 @@ pub struct Item {
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
     /// The system refused.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}")]
     Read {
         /// The file or folder.
         path: PathBuf,

@@ -79,7 +79,7 @@ pub enum ElpvError {
     },
     /// No Python.
     #[error(
-        "cannot run python3 to download {REQUIREMENT}: {source}; install Python 3 with pip, or download the wheel from PyPI elsewhere and give it with --wheel FILE"
+        "cannot run python3 to download {REQUIREMENT}; install Python 3 with pip, or download the wheel from PyPI elsewhere and give it with --wheel FILE"
     )]
     NoPython {
         /// What the system said.
@@ -131,7 +131,7 @@ pub enum ElpvError {
         path: PathBuf,
     },
     /// The system refused.
-    #[error("cannot {what} {path}: {source}")]
+    #[error("cannot {what} {path}")]
     Io {
         /// What was attempted.
         what: &'static str,

@@ -92,7 +92,7 @@ pub struct Row {
 #[derive(Debug, thiserror::Error)]
 pub enum LabelsError {
     /// The file could not be read.
-    #[error("cannot read the labels {path}: {source}")]
+    #[error("cannot read the labels {path}")]
     Read {
         /// The label file.
         path: PathBuf,

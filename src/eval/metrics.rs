@@ -152,7 +152,7 @@ fn next_up(score: f32) -> f32 {
 }
 
 /// Keeps at most `max` points, the ends among them, evenly by distance along the curve.
-fn thin(points: Vec<Point>, max: usize) -> Vec<Point> {
+pub(super) fn thin(points: Vec<Point>, max: usize) -> Vec<Point> {
     let max = max.max(2);
     if points.len() <= max {
         return points;

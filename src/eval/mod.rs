@@ -8,4 +8,7 @@ pub mod elpv;
 pub mod folds;
 pub mod labels;
 pub mod metrics;
+pub mod pixel;
+pub mod report;
+pub mod result;
 pub mod sampling;
