@@ -303,7 +303,8 @@ fn walk(folder: &Path, prefix: &str, depth: usize, items: &mut Vec<Item>) -> Res
         entries += 1;
         let kind = entry.file_type().map_err(read)?;
         let descend = kind.is_dir() && name != MASKS_FOLDER;
-        if !descend && !(is_image(&path) && path.is_file()) {
+        let judge = is_image(&path) && path.is_file();
+        if !(descend || judge) {
             continue;
         }
         let Some(name) = name.to_str() else { return Err(DatasetError::NameNotUtf8 { path }) };

@@ -319,6 +319,38 @@ mod tests {
         }
 
         #[test]
+        fn overlap_is_that_of_every_threshold_tried(
+            pixels in proptest::collection::vec((0u8..12, 0u8..4), 30), width in prop_oneof![Just(5usize), Just(6), Just(10)]
+        ) {
+            let (scores, mask): (Vec<f32>, Vec<bool>) = pixels.iter().map(|&(s, m)| (f32::from(s), m == 0)).unzip();
+            let height = 30 / width;
+            let mut metrics = PixelMetrics::new();
+            metrics.add(&scores, &mask, width, height).unwrap();
+            let good = mask.iter().filter(|m| !**m).count();
+            prop_assume!(good > 0 && good < 30);
+            let regions = regions(&mask, width, height);
+            let at = |level: u8| {
+                let called = |pixel: &usize| scores[*pixel] >= f32::from(level);
+                let fp = (0..30).filter(|pixel| !mask[*pixel] && called(pixel)).count() as f64 / good as f64;
+                let share = |r: &Vec<usize>| r.iter().filter(|pixel| called(pixel)).count() as f64 / r.len() as f64;
+                (fp, regions.iter().map(share).sum::<f64>() / regions.len() as f64)
+            };
+            // Along the piecewise linear curve through every threshold.
+            let curve: Vec<(f64, f64)> = (0..=12).rev().map(at).collect();
+            let mut area = 0.0;
+            for pair in curve.windows(2) {
+                let ((x0, y0), (x1, y1)) = (pair[0], pair[1]);
+                if x0 < PRO_LIMIT && x1 > x0 {
+                    let end = x1.min(PRO_LIMIT);
+                    let y_end = y0 + (y1 - y0) * (end - x0) / (x1 - x0);
+                    area += (end - x0) * (y0 + y_end) / 2.0;
+                }
+            }
+            let found = metrics.result().aupro.unwrap();
+            prop_assert!((found - area / PRO_LIMIT).abs() < 1e-9, "{} {}", found, area / PRO_LIMIT);
+        }
+
+        #[test]
         fn binned_area_is_the_sorted_one(pixels in proptest::collection::vec((-100i16..100, any::<bool>()), 1..200)) {
             let (scores, mask): (Vec<f32>, Vec<bool>) = pixels.iter().map(|&(s, m)| (f32::from(s) / 8.0, m)).unzip();
             let mut metrics = PixelMetrics::new();

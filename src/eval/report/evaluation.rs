@@ -188,7 +188,7 @@ fn section(result: &BinarisationResult) -> String {
         row
     };
     out.push_str(&table(&head, &result.groups.iter().map(row).collect::<Vec<_>>()));
-    out.push_str("<h3>Curves, all folds together</h3>\n<div class=charts>\n");
+    out.push_str("<h3>Curves, all folds together (areas: mean over the folds)</h3>\n<div class=charts>\n");
     let name = |group: &GroupResult, area: &str, value| format!("{}: {area} {}", group.group, figure(4, value));
     let drawn = || result.groups.iter().filter(|group| !group.roc.is_empty()).take(3);
     let roc: Vec<Curve<'_>> = drawn().map(|g| Curve { name: name(g, "AUROC", g.mean.auroc), points: &g.roc }).collect();
@@ -271,7 +271,7 @@ mod tests {
 
     fn report() -> EvalReport {
         let scored = |i: usize| {
-            let target = i % 3 == 0;
+            let target = i.is_multiple_of(3);
             Scored {
                 fold: i % 5,
                 score: ((i * 37) % 101) as f32 / 101.0 + f32::from(target as u8) * 0.4,

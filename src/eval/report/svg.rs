@@ -64,7 +64,8 @@ impl Frame {
         let (width, height) = (self.width, self.height);
         let alt = escape(alt);
         let mut out = format!(
-            "<svg viewBox=\"0 0 {width} {}\" role=img aria-label=\"{alt}\"><title>{alt}</title>\n",
+            "<svg{} viewBox=\"0 0 {width} {}\" role=img aria-label=\"{alt}\"><title>{alt}</title>\n",
+            if width > 600.0 { " class=broad" } else { "" },
             height + self.below
         );
         let (x0, x1, y0, y1) = (self.left, width - self.right, height - self.bottom, self.top);
@@ -146,7 +147,7 @@ pub fn svg_curve(
         right: 14.0,
         top: 10.0,
         bottom: 46.0,
-        below: 18.0 * lines as f64,
+        below: 18.0 * lines as f64 + 4.0,
         x: (0.0, x_max),
         y: (0.0, 1.0),
     };
@@ -166,7 +167,7 @@ pub fn svg_curve(
     });
     let legend: Vec<_> = named_curves.chain(legend).collect();
     for (index, (class, name)) in legend.iter().enumerate() {
-        let y = frame.height + 12.0 + 18.0 * index as f64;
+        let y = frame.height + 14.0 + 18.0 * index as f64;
         let _ = writeln!(
             out,
             "<path class=\"{class}\" d=\"M{} {}h24\" /><text class=strong x={} y={y}>{}</text>",
