@@ -538,14 +538,12 @@ mod tests {
             ("ERROR: strange", "pip said: ERROR: strange"),
         ];
         for (said, remedy) in cases {
-            // The interpreter is given the script: running a file just written can fail while another thread forks.
-            let script = dir.path().join("python");
-            std::fs::write(&script, format!("#!/bin/sh\necho '{said}' >&2\nexit 1\n")).unwrap();
-            std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
             let error = pip_error(&format!("{said}\n"), dir.path()).to_string();
             assert!(error.contains(remedy), "{said}: {error}");
         }
         let script = dir.path().join("python");
+        std::fs::write(&script, "#!/bin/sh\necho 'ERROR: strange' >&2\nexit 1\n").unwrap();
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
         match download(&script, dir.path()) {
             Err(ElpvError::Pip { said }) => assert_eq!(said, "ERROR: strange"),
             // Another thread's fork may hold the script open for writing.
