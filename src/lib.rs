@@ -16,7 +16,11 @@
 
 pub mod backbone;
 pub mod cli;
+<<<<<<< HEAD
 pub mod embedding;
+=======
+pub mod eval;
+>>>>>>> eval
 pub mod frame;
 pub mod gaussian;
 pub mod heatmap;

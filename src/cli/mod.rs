@@ -2,6 +2,7 @@
 
 mod backbone;
 mod synth;
+mod data;
 
 use clap::{Parser, Subcommand};
 
@@ -17,6 +18,7 @@ pub struct Cli {
 enum Verb {
     Backbone(backbone::Args),
     Synth(synth::Args),
+    Data(data::Args),
 }
 
 impl Cli {
@@ -28,6 +30,7 @@ impl Cli {
         match self.verb {
             Verb::Backbone(args) => backbone::run(args),
             Verb::Synth(args) => synth::run(args),
+            Verb::Data(args) => data::run(args),
         }
     }
 }
