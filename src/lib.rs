@@ -17,6 +17,7 @@
 pub mod backbone;
 pub mod cli;
 pub mod frame;
+pub mod preprocess;
 pub mod simd;
 pub mod verdict;
 pub mod workers;
