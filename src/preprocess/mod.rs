@@ -10,9 +10,12 @@
 //! `g = (x/white − 0.449)/0.226` with a [`Placement`] that leads back to the frame, or with a [`Rejection`].
 
 mod augment;
+mod border;
 mod gates;
 mod placement;
+pub mod polygon;
 mod rectify;
+mod segment;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -135,7 +138,10 @@ pub struct Preprocessor {
     size: usize,
     max_width: usize,
     max_height: usize,
+    /// Mode none only.
     resizer: Option<rectify::Resizer>,
+    /// Border mode only.
+    finder: Option<border::Finder>,
 }
 
 impl Preprocessor {
@@ -159,7 +165,8 @@ impl Preprocessor {
             }
         }
         let resizer = (config.mode == Mode::None).then(|| rectify::Resizer::new(size, max_width, max_height));
-        Ok(Self { config, size, max_width, max_height, resizer })
+        let finder = (config.mode == Mode::Border).then(|| border::Finder::new(max_width, max_height));
+        Ok(Self { config, size, max_width, max_height, resizer, finder })
     }
 
     /// The configuration.
@@ -198,7 +205,7 @@ impl Preprocessor {
         }
         let mut placement = match self.config.mode {
             Mode::None => self.whole(frame, out)?,
-            Mode::Border => return Err(Rejection::NoCell { area: 0.0, limit: 1.0 }), // the border step comes next
+            Mode::Border => self.straighten(frame, out)?,
         };
         let white = f32::from(frame.white());
         let (mean, sharpness) = rectify::measure(out, size);
@@ -239,6 +246,31 @@ impl Preprocessor {
         })
     }
 
+    /// The cell is searched in the frame.
+    fn straighten(&mut self, frame: &Frame, out: &mut [f32]) -> Result<Placement, Rejection> {
+        let (low, high, full) = scan(frame);
+        self.saturated(full as f32 / frame.pixels().len() as f32)?;
+        let Some(finder) = &mut self.finder else { unreachable!("border mode has a finder") };
+        let outline = finder.run(frame, low, high, &self.config)?;
+        let quad = outline.quad;
+        let homography = placement::square_to_quad(&quad, self.size, f64::from(self.config.inset))
+            .ok_or(Rejection::NotQuadrilateral { vertices: 4 })?;
+        let sides = (0..4).map(|i| polygon::distance(quad[i], quad[(i + 1) % 4])).sum::<f64>();
+        let area = polygon::area2(&quad) / 2.0;
+        rectify::warp(frame, &homography, sides / 4.0 / self.size as f64, self.size, out);
+        Ok(Placement {
+            quad,
+            size: self.size,
+            homography,
+            brightness: 0.0,
+            saturated: (full as f64 / area).min(1.0) as f32,
+            sharpness: 0.0,
+            edge_width: Some(outline.edge_width),
+            fill: (outline.bright / area).min(1.0) as f32,
+            threshold: Some(outline.threshold),
+        })
+    }
+
     fn saturated(&self, share: f32) -> Result<(), Rejection> {
         match self.config.gates.saturated_above {
             Some(limit) if share > limit => Err(Rejection::Saturated { share, limit }),
@@ -249,6 +281,7 @@ impl Preprocessor {
     /// The gates that look at the finished image.
     fn judge(&self, placement: &Placement) -> Result<(), Rejection> {
         let gates = &self.config.gates;
+        self.saturated(placement.saturated)?;
         let aspect = aspect(&placement.quad);
         if gates.min_aspect.is_some_and(|low| aspect < low)
             || gates.max_aspect.is_some_and(|high| aspect > high)
