@@ -16,14 +16,12 @@
 
 pub mod backbone;
 pub mod cli;
-<<<<<<< HEAD
 pub mod embedding;
-=======
 pub mod eval;
->>>>>>> eval
 pub mod frame;
 pub mod gaussian;
 pub mod heatmap;
+pub mod preprocess;
 pub mod simd;
 pub mod synth;
 pub mod verdict;

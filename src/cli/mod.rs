@@ -1,8 +1,8 @@
 //! The command line: one file a verb. Printing and progress live here only.
 
 mod backbone;
-mod synth;
 mod data;
+mod synth;
 
 use clap::{Parser, Subcommand};
 

@@ -1,5 +1,9 @@
 //! A camera frame: one grey channel, 8 to 16 bits a pixel, in a buffer that is reused.
 
+mod decode;
+
+pub use decode::{DecodeError, DecodeLimits, SaveError, decode_file_into, decode_into};
+
 /// One grey image as the sensor or a file gave it.
 ///
 /// Pixels are kept as `u16` whatever the depth; [`Frame::white`] says which value is full scale, so that "50 of 255"

@@ -1,0 +1,187 @@
+//! Where the cell lies in the frame, and the way from a rectified pixel back to it.
+
+use serde::{Deserialize, Serialize};
+
+/// Where a cell was found, and what was measured on the way.
+///
+/// Coordinates are continuous: pixel (i, j) covers [i, i+1) × [j, j+1), and its centre is (i + ½, j + ½). That holds
+/// for frame pixels, for rectified pixels and for cells of the heatmap's grid.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Placement {
+    /// The cell's corners in frame pixels, clockwise from top left: [x, y] of top left, top right, bottom right,
+    /// bottom left. Where the cell's corners are chamfered they are the points in which its long sides would meet.
+    ///
+    /// "Top" is the side that faces up the most, so a cell is turned by at most 45°; which of four quarter turns it
+    /// was really in, a square does not tell.
+    pub quad: [[f64; 2]; 4],
+    /// The side S of the rectified image.
+    pub size: usize,
+    /// Row-major 3×3 matrix from a rectified point (x, y, 1) to a frame point, up to scale.
+    pub homography: [f64; 9],
+    /// Mean brightness of the rectified cell, of full scale.
+    pub brightness: f32,
+    /// Share of the cell's pixels that are at full scale.
+    pub saturated: f32,
+    /// Root mean square of the rectified image's Laplacian, divided by its mean.
+    pub sharpness: f32,
+    /// Width of the cell's edge as a share of its side; `None` without a border step.
+    pub edge_width: Option<f32>,
+    /// Share of the quadrilateral that is brighter than the threshold; 1 without a border step.
+    pub fill: f32,
+    /// The threshold used, of full scale; `None` without a border step.
+    pub threshold: Option<f32>,
+}
+
+impl Placement {
+    /// The frame point of a rectified point, both in pixels.
+    #[must_use]
+    pub fn to_frame(&self, x: f64, y: f64) -> [f64; 2] {
+        apply(&self.homography, x, y)
+    }
+
+    /// The rectified point of a frame point. Not finite on the horizon of a strong perspective.
+    #[must_use]
+    pub fn to_rectified(&self, x: f64, y: f64) -> [f64; 2] {
+        apply(&inverse(&self.homography), x, y)
+    }
+
+    /// The frame point of a point on a heatmap of `grid` × `grid` cells.
+    #[must_use]
+    pub fn grid_to_frame(&self, grid: usize, x: f64, y: f64) -> [f64; 2] {
+        let scale = self.size as f64 / grid as f64;
+        self.to_frame(x * scale, y * scale)
+    }
+
+    /// The frame's box `[x0, y0, x1, y1]` around a box given on a heatmap of `grid` × `grid` cells; with
+    /// `grid = self.size` the box is one of rectified pixels.
+    #[must_use]
+    pub fn box_to_frame(&self, grid: usize, [x0, y0, x1, y1]: [f64; 4]) -> [f64; 4] {
+        let corners = [[x0, y0], [x1, y0], [x1, y1], [x0, y1]].map(|[x, y]| self.grid_to_frame(grid, x, y));
+        corners.iter().fold([f64::INFINITY, f64::INFINITY, f64::NEG_INFINITY, f64::NEG_INFINITY], |b, p| {
+            [b[0].min(p[0]), b[1].min(p[1]), b[2].max(p[0]), b[3].max(p[1])]
+        })
+    }
+
+    /// Carries a picture that lies on the frame (a ground-truth mask) into the rectified view, or onto a heatmap's
+    /// grid: `out` is `side` × `side`, each value the nearest frame pixel's, 0 outside the frame.
+    ///
+    /// # Panics
+    /// If `mask` is not `width·height` or `out` not `side²` long.
+    pub fn rectify_mask(&self, mask: &[u8], width: usize, height: usize, out: &mut [u8], side: usize) {
+        assert_eq!(mask.len(), width * height, "a mask of {width}×{height} needs as many values");
+        assert_eq!(out.len(), side * side, "a rectified mask of {side}×{side} needs as many values");
+        for (i, value) in out.iter_mut().enumerate() {
+            let [x, y] = self.grid_to_frame(side, (i % side) as f64 + 0.5, (i / side) as f64 + 0.5);
+            let inside = x >= 0.0 && y >= 0.0 && x < width as f64 && y < height as f64;
+            *value = if inside { mask[y as usize * width + x as usize] } else { 0 };
+        }
+    }
+}
+
+fn apply(h: &[f64; 9], x: f64, y: f64) -> [f64; 2] {
+    let w = h[6] * x + h[7] * y + h[8];
+    [(h[0] * x + h[1] * y + h[2]) / w, (h[3] * x + h[4] * y + h[5]) / w]
+}
+
+/// The inverse up to scale, which is all a homography needs.
+fn inverse(h: &[f64; 9]) -> [f64; 9] {
+    let [a, b, c, d, e, f, g, i, j] = *h;
+    [
+        e * j - f * i,
+        c * i - b * j,
+        b * f - c * e,
+        f * g - d * j,
+        a * j - c * g,
+        c * d - a * f,
+        d * i - e * g,
+        b * g - a * i,
+        a * e - b * d,
+    ]
+}
+
+/// The homography that carries the square [0, size]², less `inset` of its side on each edge, onto `quad` less as much:
+/// a rectified image of side `size` shows the quadrilateral's inner part (Heckbert 1989, section 2.2.3).
+///
+/// `None` if the quadrilateral has no area.
+pub(super) fn square_to_quad(quad: &[[f64; 2]; 4], size: usize, inset: f64) -> Option<[f64; 9]> {
+    let [[x0, y0], [x1, y1], [x2, y2], [x3, y3]] = *quad;
+    let (dx1, dx2, sx) = (x1 - x2, x3 - x2, x0 - x1 + x2 - x3);
+    let (dy1, dy2, sy) = (y1 - y2, y3 - y2, y0 - y1 + y2 - y3);
+    let det = dx1 * dy2 - dx2 * dy1;
+    if !det.is_finite() || det.abs() < 1e-9 {
+        return None;
+    }
+    let g = (sx * dy2 - dx2 * sy) / det;
+    let h = (dx1 * sy - sx * dy1) / det;
+    let unit = [x1 - x0 + g * x1, x3 - x0 + h * x3, x0, y1 - y0 + g * y1, y3 - y0 + h * y3, y0, g, h, 1.0];
+    // Unit coordinate u = inset + x·(1 − 2·inset)/size.
+    let scale = (1.0 - 2.0 * inset) / size as f64;
+    let mut out = [0.0; 9];
+    for row in 0..3 {
+        let [p, q, r] = [unit[3 * row], unit[3 * row + 1], unit[3 * row + 2]];
+        out[3 * row] = p * scale;
+        out[3 * row + 1] = q * scale;
+        out[3 * row + 2] = r + (p + q) * inset;
+    }
+    out.iter().all(|v| v.is_finite()).then_some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(super) fn placement(quad: [[f64; 2]; 4], size: usize, inset: f64) -> Placement {
+        Placement {
+            quad,
+            size,
+            homography: square_to_quad(&quad, size, inset).unwrap(),
+            brightness: 0.5,
+            saturated: 0.0,
+            sharpness: 0.1,
+            edge_width: None,
+            fill: 1.0,
+            threshold: None,
+        }
+    }
+
+    fn close(a: [f64; 2], b: [f64; 2]) {
+        assert!((a[0] - b[0]).abs() < 1e-9 && (a[1] - b[1]).abs() < 1e-9, "{a:?} is not {b:?}");
+    }
+
+    #[test]
+    fn corners_map_to_corners_and_back() {
+        let quad = [[10.0, 12.0], [110.5, 9.0], [121.0, 130.0], [3.0, 118.0]];
+        let p = placement(quad, 256, 0.0);
+        for (corner, at) in quad.iter().zip([[0.0, 0.0], [256.0, 0.0], [256.0, 256.0], [0.0, 256.0]]) {
+            close(p.to_frame(at[0], at[1]), *corner);
+            close(p.to_rectified(corner[0], corner[1]), at);
+        }
+        close(p.grid_to_frame(64, 16.0, 32.0), p.to_frame(64.0, 128.0));
+        let [x, y] = p.to_frame(100.0, 37.0);
+        close(p.to_rectified(x, y), [100.0, 37.0]);
+    }
+
+    #[test]
+    fn an_inset_leaves_the_edge_out() {
+        let p = placement([[0.0, 0.0], [100.0, 0.0], [100.0, 100.0], [0.0, 100.0]], 256, 0.02);
+        close(p.to_frame(0.0, 0.0), [2.0, 2.0]);
+        close(p.to_frame(256.0, 128.0), [98.0, 50.0]);
+        assert_eq!(p.box_to_frame(64, [0.0, 0.0, 64.0, 32.0]).map(|v| v.round()), [2.0, 2.0, 98.0, 50.0]);
+    }
+
+    #[test]
+    fn a_mask_follows_the_cell() {
+        let p = placement([[2.0, 2.0], [6.0, 2.0], [6.0, 6.0], [2.0, 6.0]], 4, 0.0);
+        let mut mask = vec![0; 64];
+        mask[3 * 8 + 4] = 7;
+        let mut out = vec![0; 16];
+        p.rectify_mask(&mask, 8, 8, &mut out, 4);
+        assert_eq!(out.iter().position(|&v| v == 7), Some(4 + 2));
+        assert_eq!(out.iter().filter(|&&v| v != 0).count(), 1);
+    }
+
+    #[test]
+    fn a_line_has_no_homography() {
+        assert_eq!(square_to_quad(&[[0.0, 0.0], [5.0, 5.0], [9.0, 9.0], [2.0, 2.0]], 256, 0.0), None);
+    }
+}
