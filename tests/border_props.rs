@@ -148,9 +148,8 @@ fn quad_to_unit(quad: &[Point; 4]) -> impl Fn(f64, f64) -> Point + use<> {
         for r in 0..8 {
             if r != c {
                 let f = m[r][c] / m[c][c];
-                for k in c..9 {
-                    m[r][k] -= f * m[c][k];
-                }
+                let pivot = m[c];
+                m[r].iter_mut().zip(pivot).skip(c).for_each(|(v, p)| *v -= f * p);
             }
         }
     }
@@ -223,7 +222,7 @@ proptest! {
         for field in 1..7 {
             for boundary in 1..8 {
                 let (across, x) = (32 * field + 16, 32 * boundary);
-                for read in [&|i| at(i, across) as f64, &|i| at(across, i)] as [&dyn Fn(usize) -> f64; 2] {
+                for read in [&|i| at(i, across), &|i| at(across, i)] as [&dyn Fn(usize) -> f64; 2] {
                     // Dark to bright or bright to dark: the shares of both sides tell the crossing.
                     let (left, right) = (read(x - 8), read(x + 7));
                     // The fields are 0.15 above and below the middle.
