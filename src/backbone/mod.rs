@@ -3,6 +3,7 @@
 //! Weights come in through [`weights`] as one canonical form, [`ResNet18`] (batch norm folded, one grey input
 //! channel); [`cpu`] runs them on this machine.
 
+pub mod onnx;
 pub mod weights;
 
 use std::fmt;

@@ -1,5 +1,7 @@
 //! The command line: one file a verb. Printing and progress live here only.
 
+mod backbone;
+
 use clap::{Parser, Subcommand};
 
 /// Electroluminescence inspection of solar cells: from an EL image to a verdict.
@@ -11,7 +13,9 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {}
+enum Verb {
+    Backbone(backbone::Args),
+}
 
 impl Cli {
     /// Does what the command line asks for.
@@ -19,6 +23,8 @@ impl Cli {
     /// # Errors
     /// What went wrong, as a chain that names what was attempted, the file and the remedy.
     pub fn run(self) -> anyhow::Result<()> {
-        match self.verb {}
+        match self.verb {
+            Verb::Backbone(args) => backbone::run(args),
+        }
     }
 }

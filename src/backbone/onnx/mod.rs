@@ -1,0 +1,8 @@
+//! ONNX, both ways: a ResNet18 in a graph is read, and our own network is written for other runtimes.
+
+mod export;
+mod import;
+mod proto;
+
+pub use export::export_onnx;
+pub(crate) use import::import_onnx;

@@ -1,0 +1,116 @@
+//! The ONNX export, checked and run by the public tools.
+
+mod common;
+
+use std::process::Command;
+
+use cellgate::backbone::onnx::export_onnx;
+use cellgate::backbone::weights::{Conv, Precision, ResNet18};
+
+const SIZE: usize = 64;
+
+/// A naive convolution in f64, channels first.
+fn conv(c: &Conv, input: &[f64], side: usize) -> Vec<f64> {
+    let out = side / c.stride;
+    let pad = c.kernel / 2;
+    let mut output = vec![0.0; c.outputs * out * out];
+    for o in 0..c.outputs {
+        for (y, x) in (0..out * out).map(|p| (p / out, p % out)) {
+            let mut sum = f64::from(c.bias[o]);
+            for i in 0..c.inputs {
+                for (ky, kx) in (0..c.kernel * c.kernel).map(|p| (p / c.kernel, p % c.kernel)) {
+                    let (iy, ix) = (y * c.stride + ky, x * c.stride + kx);
+                    if (pad..side + pad).contains(&iy) && (pad..side + pad).contains(&ix) {
+                        let weight = c.weight[((o * c.inputs + i) * c.kernel + ky) * c.kernel + kx];
+                        sum += f64::from(weight) * input[(i * side + iy - pad) * side + ix - pad];
+                    }
+                }
+            }
+            output[(o * out + y) * out + x] = sum;
+        }
+    }
+    output
+}
+
+fn relu(values: &mut [f64]) {
+    values.iter_mut().for_each(|v| *v = v.max(0.0));
+}
+
+/// The four stages in f64, channels first.
+fn forward(network: &ResNet18, image: &[f64]) -> Vec<(usize, Vec<f64>)> {
+    let find = |name: &str| network.convs().iter().find(|c| c.name == name);
+    let mut wide = conv(find("conv1").unwrap(), image, SIZE);
+    relu(&mut wide);
+    let (from, mut side) = (SIZE / 2, SIZE / 4);
+    let mut x = vec![0.0f64; 64 * side * side];
+    for (at, value) in x.iter_mut().enumerate() {
+        let (c, y, x) = (at / (side * side), at / side % side, at % side);
+        for (wy, wx) in (0..9).map(|p| (2 * y + p / 3, 2 * x + p % 3)) {
+            if (1..=from).contains(&wy) && (1..=from).contains(&wx) {
+                *value = value.max(wide[(c * from + wy - 1) * from + wx - 1]);
+            }
+        }
+    }
+    let mut stages = Vec::new();
+    for layer in 1..=4 {
+        for block in 0..2 {
+            let name = |part: &str| format!("layer{layer}.{block}.{part}");
+            let first = find(&name("conv1")).unwrap();
+            let mut y = conv(first, &x, side);
+            relu(&mut y);
+            let mut y = conv(find(&name("conv2")).unwrap(), &y, side / first.stride);
+            if let Some(downsample) = find(&name("downsample")) {
+                x = conv(downsample, &x, side);
+            }
+            side /= first.stride;
+            y.iter_mut().zip(&x).for_each(|(y, x)| *y += x);
+            relu(&mut y);
+            x = y;
+        }
+        stages.push((side, x.clone()));
+    }
+    stages
+}
+
+#[test]
+fn the_export_passes_the_checker_and_runs_in_onnxruntime() {
+    let name = "the_export_passes_the_checker_and_runs_in_onnxruntime";
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    let usable = Command::new(&python).args(["-c", "import numpy, onnx, onnxruntime"]).output();
+    if !usable.is_ok_and(|output| output.status.success()) {
+        return common::skip(name, "python3 -m pip install numpy onnx onnxruntime (or name an interpreter in PYTHON)");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let network = ResNet18::embedded().unwrap();
+    // A smooth image with an edge, in the range of a normalised one.
+    let image: Vec<f32> = (0..SIZE * SIZE)
+        .map(|p| {
+            let (y, x) = ((p / SIZE) as f32, (p % SIZE) as f32);
+            (x * 0.37).sin() + (y * 0.21).cos() + if x > y { 0.5 } else { -0.5 }
+        })
+        .collect();
+    let write = |name: &str, values: &[f32]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
+        path
+    };
+    let input = write("image.f32", &image);
+    let stages = forward(&network, &image.iter().map(|&v| f64::from(v)).collect::<Vec<_>>());
+    let expected: Vec<_> = (stages.iter().enumerate())
+        .map(|(s, (side, map))| {
+            let (pixels, channels) = (side * side, map.len() / (side * side));
+            let last = (0..map.len()).map(|at| map[at % channels * pixels + at / channels] as f32);
+            write(&format!("stage{}.f32", s + 1), &last.collect::<Vec<_>>())
+        })
+        .collect();
+    // FP16 keeps 11 bits; twenty convolutions in a row lose some of them.
+    for (precision, tolerance) in [(Precision::F32, "1e-5"), (Precision::F16, "1e-2")] {
+        let model = folder.path().join(format!("{precision:?}.onnx"));
+        std::fs::write(&model, export_onnx(&network, SIZE, precision).unwrap()).unwrap();
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python/check_onnx.py");
+        let output =
+            Command::new(&python).arg(script).arg(&model).arg(&input).arg(tolerance).args(&expected).output().unwrap();
+        println!("{}", String::from_utf8_lossy(&output.stdout));
+        assert!(output.status.success(), "{precision:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}

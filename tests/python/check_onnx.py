@@ -1,0 +1,44 @@
+"""Check an ONNX export: onnx.checker in full, then onnxruntime against expected maps.
+
+check_onnx.py MODEL INPUT TOLERANCE EXPECTED1 EXPECTED2 EXPECTED3 EXPECTED4
+
+INPUT is the image as raw little-endian f32, S*S values row by row. EXPECTEDn is the map of stage n as raw
+little-endian f32, channels last (pixels * channels). TOLERANCE bounds, for each stage, the largest difference divided by
+the stage's largest absolute value. Prints one line a stage; exits with 1 if any is beyond the tolerance. Needs numpy,
+onnx and onnxruntime.
+"""
+
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+
+
+def main():
+    model_path, input_path, tolerance, *expected_paths = sys.argv[1:]
+    onnx.checker.check_model(onnx.load(model_path), full_check=True)
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model_path, options, providers=["CPUExecutionProvider"])
+    given = session.get_inputs()[0]
+    dtype = {"tensor(float)": np.float32, "tensor(float16)": np.float16}[given.type]
+    image = np.fromfile(input_path, "<f4").reshape(given.shape).astype(dtype)
+    names = [output.name for output in session.get_outputs()]
+    assert names == ["stage1", "stage2", "stage3", "stage4"], names
+
+    failed = False
+    for name, got, path in zip(names, session.run(names, {given.name: image}), expected_paths, strict=True):
+        assert got.dtype == dtype, (name, got.dtype)
+        batch, channels, height, width = got.shape
+        assert batch == 1, got.shape
+        expected = np.fromfile(path, "<f4").reshape(height, width, channels).transpose(2, 0, 1)
+        error = np.abs(got[0].astype(np.float64) - expected).max() / np.abs(expected).max()
+        print(f"{name}: {dtype.__name__} {got.shape}, relative error {error:.2e}")
+        failed |= not error <= float(tolerance)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
