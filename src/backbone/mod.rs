@@ -3,7 +3,9 @@
 //! Weights come in through [`weights`] as one canonical form, [`ResNet18`] (batch norm folded, one grey input
 //! channel); [`cpu`] runs them on this machine.
 
+pub mod cpu;
 pub mod onnx;
+pub mod reference;
 pub mod weights;
 
 use std::fmt;
