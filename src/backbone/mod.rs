@@ -29,7 +29,9 @@ pub struct Identity(pub [u8; 32]);
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+        // `{:.12}` gives the first twelve digits.
+        let digits: String = self.0.iter().map(|b| format!("{b:02x}")).collect();
+        f.pad(&digits)
     }
 }
 
