@@ -21,8 +21,9 @@ fn relative_error(got: &[f32], want: &[f64]) -> f64 {
     got.iter().zip(want).fold(0.0, |m: f64, (&g, w)| m.max((f64::from(g) - w).abs())) / largest
 }
 
-fn run(net: &ResNet18, size: usize, isa: Isa, threads: usize, image: &[f32]) -> Pyramid {
-    let mut backbone = CpuBackbone::new(net, size, isa, Arc::new(Workers::new(threads))).unwrap();
+fn run(net: &ResNet18, size: usize, method: Method, isa: Isa, threads: usize, image: &[f32]) -> Pyramid {
+    let workers = Arc::new(Workers::new(threads));
+    let mut backbone = CpuBackbone::with_method(net, size, method, isa, workers).unwrap();
     let mut pyramid = Pyramid::new(size);
     backbone.run(image, &mut pyramid).unwrap();
     // A second run must not see anything of the first.
@@ -39,21 +40,22 @@ fn every_instruction_set_agrees_with_the_f64_reference_whatever_the_threads() {
         let image = image(size);
         let expected = reference::forward(&net, &image, size);
         for isa in Isa::available() {
-            let alone = run(&net, size, isa, 1, &image);
-            for (stage, want) in expected.iter().enumerate() {
-                let error = relative_error(alone.map(stage), want);
-                println!("{isa} S={size} stage {}: {error:.1e}", stage + 1);
-                assert!(error <= TOLERANCE, "{isa} S={size} stage {}: relative error {error:e}", stage + 1);
-            }
-            for threads in [2, 3] {
-                assert!(run(&net, size, isa, threads, &image) == alone, "{isa} S={size}: {threads} threads differ");
+            for (method, tolerance) in [(Method::Direct, 1e-5), (Method::Winograd, 1e-3)] {
+                let alone = run(&net, size, method, isa, 1, &image);
+                for (stage, want) in expected.iter().enumerate() {
+                    let error = relative_error(alone.map(stage), want);
+                    let case = format!("{method:?} on {isa}, S={size}, stage {}", stage + 1);
+                    println!("{case}: {error:.1e}");
+                    assert!(error <= tolerance, "{case}: relative error {error:e}");
+                }
+                for threads in [2, 3] {
+                    let shared = run(&net, size, method, isa, threads, &image);
+                    assert!(shared == alone, "{method:?} on {isa}, S={size}: {threads} threads differ");
+                }
             }
         }
     }
 }
-
-/// Direct convolution only.
-const TOLERANCE: f64 = 1e-5;
 
 #[test]
 fn a_nan_anywhere_reaches_every_map() {
