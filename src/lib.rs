@@ -21,6 +21,8 @@ pub mod eval;
 pub mod frame;
 pub mod gaussian;
 pub mod heatmap;
+pub mod model;
+pub mod pipeline;
 pub mod preprocess;
 pub mod simd;
 pub mod synth;

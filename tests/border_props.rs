@@ -148,9 +148,8 @@ fn quad_to_unit(quad: &[Point; 4]) -> impl Fn(f64, f64) -> Point + use<> {
         for r in 0..8 {
             if r != c {
                 let f = m[r][c] / m[c][c];
-                for k in c..9 {
-                    m[r][k] -= f * m[c][k];
-                }
+                let pivot = m[c];
+                m[r].iter_mut().zip(pivot).skip(c).for_each(|(v, p)| *v -= f * p);
             }
         }
     }
@@ -207,7 +206,7 @@ proptest! {
         let threshold = if otsu { Threshold::Otsu } else { Threshold::default() };
         let (placement, out) = run(PreprocessConfig { threshold, ..gates_for_small_cells() }, &cell.draw()).unwrap();
         let worst = worst_corner(&placement.quad, &cell.quad);
-        prop_assert!(worst < 1.0, "corners are off by {worst:.2}: {:?}", placement.quad);
+        prop_assert!(worst < 0.5, "corners are off by {worst:.2}: {:?}", placement.quad);
         prop_assert!(out.iter().all(|v| v.is_finite()));
         let centre = f64::from(out[128 * SIZE + 128] * INPUT_STD + INPUT_MEAN);
         prop_assert!((centre - cell.inside(0.5, 0.5)).abs() < 0.1, "centre {centre}");
@@ -223,10 +222,11 @@ proptest! {
         for field in 1..7 {
             for boundary in 1..8 {
                 let (across, x) = (32 * field + 16, 32 * boundary);
-                for read in [&|i| at(i, across) as f64, &|i| at(across, i)] as [&dyn Fn(usize) -> f64; 2] {
+                for read in [&|i| at(i, across), &|i| at(across, i)] as [&dyn Fn(usize) -> f64; 2] {
                     // Dark to bright or bright to dark: the shares of both sides tell the crossing.
                     let (left, right) = (read(x - 8), read(x + 7));
-                    let sum: f64 = (x - 8..x + 8).map(|i| (read(i) - left) / (right - left)).sum();
+                    // The fields are 0.15 above and below the middle.
+                    let sum: f64 = (x - 8..x + 8).map(|i| 0.5 + read(i) / 0.3 * right.signum()).sum();
                     let crossing = 8.0 - sum;
                     prop_assert!(left * right < 0.0 && crossing.abs() < 1.0, "field {field}, {boundary}: {crossing:.2}");
                 }

@@ -3,7 +3,9 @@
 //! Weights come in through [`weights`] as one canonical form, [`ResNet18`] (batch norm folded, one grey input
 //! channel); [`cpu`] runs them on this machine.
 
+pub mod cpu;
 pub mod onnx;
+pub mod reference;
 pub mod weights;
 
 use std::fmt;
@@ -27,7 +29,9 @@ pub struct Identity(pub [u8; 32]);
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|b| write!(f, "{b:02x}"))
+        // `{:.12}` gives the first twelve digits.
+        let digits: String = self.0.iter().map(|b| format!("{b:02x}")).collect();
+        f.pad(&digits)
     }
 }
 

@@ -1,7 +1,12 @@
 //! The command line: one file a verb. Printing and progress live here only.
 
 mod backbone;
+mod calibrate;
 mod data;
+mod fit;
+mod merge;
+mod model;
+mod shared;
 mod synth;
 
 use clap::{Parser, Subcommand};
@@ -16,9 +21,13 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    Backbone(backbone::Args),
-    Synth(synth::Args),
     Data(data::Args),
+    Synth(synth::Args),
+    Fit(Box<fit::Args>),
+    Merge(merge::Args),
+    Calibrate(calibrate::Args),
+    Model(model::Args),
+    Backbone(backbone::Args),
 }
 
 impl Cli {
@@ -28,9 +37,13 @@ impl Cli {
     /// What went wrong, as a chain that names what was attempted, the file and the remedy.
     pub fn run(self) -> anyhow::Result<()> {
         match self.verb {
-            Verb::Backbone(args) => backbone::run(args),
-            Verb::Synth(args) => synth::run(args),
             Verb::Data(args) => data::run(args),
+            Verb::Synth(args) => synth::run(args),
+            Verb::Fit(args) => fit::run(*args),
+            Verb::Merge(args) => merge::run(args),
+            Verb::Calibrate(args) => calibrate::run(args),
+            Verb::Model(args) => model::run(args),
+            Verb::Backbone(args) => backbone::run(args),
         }
     }
 }

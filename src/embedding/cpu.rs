@@ -1,5 +1,6 @@
 //! Projection and interpolation on the CPU.
 
+use crate::backbone::cpu::gemm::{PackedMatrix, gemm};
 use crate::backbone::{Pyramid, STAGE_CHANNELS, STAGE_STRIDES};
 use crate::simd::{Isa, Kernel, Simd};
 
@@ -52,13 +53,14 @@ pub struct Embedder {
     stages: Vec<StageMap>,
 }
 
-/// One stage: its part of W, and its projected map of `side²` pixels, `stride` floats apart.
+/// One stage: its part of W, and its projected map of `side²` pixels, `stride` floats apart (k rounded up to whole
+/// panels of the packed matrix).
 #[derive(Clone, Debug)]
 struct StageMap {
     stage: usize,
     side: usize,
     stride: usize,
-    matrix: Vec<f32>,
+    matrix: PackedMatrix,
     map: Vec<f32>,
     taps: Vec<Tap>,
 }
@@ -76,15 +78,15 @@ impl Embedder {
     #[must_use]
     pub fn new(projection: &Projection, size: usize, grid: usize, isa: Isa) -> Self {
         let k = projection.k();
-        let stride = k.next_multiple_of(SLACK);
         let stages = (0..4)
             .filter(|&stage| projection.uses(stage))
             .map(|stage| {
                 let side = size / STAGE_STRIDES[stage];
-                let mut matrix = vec![0.0; STAGE_CHANNELS[stage] * stride];
-                for (to, from) in matrix.chunks_exact_mut(stride).zip(projection.stage(stage).chunks_exact(k)) {
-                    to[..k].copy_from_slice(from);
-                }
+                let w = projection.stage(stage);
+                let matrix = PackedMatrix::new(isa, STAGE_CHANNELS[stage], k.next_multiple_of(SLACK), |c, j| {
+                    if j < k { w[c * k + j] } else { 0.0 }
+                });
+                let stride = matrix.padded_columns();
                 let taps = (0..grid).map(|i| Tap::new(i, side, grid)).collect();
                 StageMap { stage, side, stride, matrix, map: vec![0.0; side * side * stride], taps }
             })
@@ -116,9 +118,9 @@ impl Embedder {
     /// If the pyramid was made for another image size.
     pub fn project(&mut self, pyramid: &Pyramid) {
         assert_eq!(pyramid.size(), self.size, "the embedder was made for another image size");
-        let isa = self.isa;
-        for stage in &mut self.stages {
-            isa.run(Project { input: pyramid.map(stage.stage), stage });
+        for StageMap { stage, side, stride, matrix, map, .. } in &mut self.stages {
+            let channels = STAGE_CHANNELS[*stage];
+            gemm(self.isa, pyramid.map(*stage), channels, *side * *side, matrix, map, *stride);
         }
     }
 
@@ -193,27 +195,6 @@ impl Tap {
         let at = ((i as f64 + 0.5) * side as f64 / grid as f64 - 0.5).clamp(0.0, (side - 1) as f64);
         let low = (at as usize).min(side - 1);
         Self { low, high: (low + 1).min(side - 1), weight: (at - low as f64) as f32 }
-    }
-}
-
-struct Project<'a> {
-    input: &'a [f32],
-    stage: &'a mut StageMap,
-}
-
-impl Kernel for Project<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let Project { input, stage } = self;
-        let channels = STAGE_CHANNELS[stage.stage];
-        for (pixel, out) in input.chunks_exact(channels).zip(stage.map.chunks_exact_mut(stage.stride)) {
-            out.fill(0.0);
-            for (&x, row) in pixel.iter().zip(stage.matrix.chunks_exact(stage.stride)) {
-                out.iter_mut().zip(row).for_each(|(o, w)| *o += x * w);
-            }
-        }
     }
 }
 

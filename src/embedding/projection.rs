@@ -37,6 +37,12 @@ pub enum EmbeddingError {
         /// Its value.
         value: f32,
     },
+    /// There is not one scale a channel.
+    #[error("making the embedding: {got} channel scales were given, {CHANNELS} are needed")]
+    Scales {
+        /// Scales given.
+        got: usize,
+    },
     /// The stored matrix has the wrong size.
     #[error("reading the embedding: the matrix has {got} values, k = {k} needs {CHANNELS}×{k}")]
     Matrix {
@@ -107,16 +113,14 @@ impl Projection {
     ///
     /// # Errors
     /// If `k` does not fit the channels of `stages`, or a scale is negative or not finite.
-    pub fn semi_orthogonal(
-        k: usize,
-        seed: u64,
-        stages: Stages,
-        scale: &[f32; CHANNELS],
-    ) -> Result<Self, EmbeddingError> {
+    pub fn semi_orthogonal(k: usize, seed: u64, stages: Stages, scale: &[f32]) -> Result<Self, EmbeddingError> {
         let channels = stages.channels();
         let limit = channels.min(MAX_K);
         if k == 0 || k > limit {
             return Err(EmbeddingError::Dimension { k, limit });
+        }
+        if scale.len() != CHANNELS {
+            return Err(EmbeddingError::Scales { got: scale.len() });
         }
         if let Some((channel, &value)) = scale.iter().enumerate().find(|(_, s)| !s.is_finite() || **s < 0.0) {
             return Err(EmbeddingError::Scale { channel, value });

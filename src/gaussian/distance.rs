@@ -275,7 +275,7 @@ mod tests {
                     scalar.project(&pyramid);
                     scalar.read_into(embedding);
                 }
-                accumulator.update(&batch, Isa::detect(), &Workers::new(1));
+                accumulator.update(&batch.iter().collect::<Vec<_>>(), Isa::detect(), &Workers::new(1));
             }
             fill(&mut pyramid, &mut rng);
             for (precision, tolerance) in [(Precision::F32, 1e-4), (Precision::F16, 1e-2)] {

@@ -34,16 +34,8 @@ impl Accumulator {
     /// An empty one.
     #[must_use]
     pub fn new(grid: usize, k: usize) -> Self {
-        let positions = grid * grid;
-        Self {
-            grid,
-            k,
-            count: 0,
-            mean: vec![0.0; positions * k],
-            m2: vec![0.0; positions * packed_len(k)],
-            cubes: vec![0.0; positions * k],
-            fourths: vec![0.0; positions],
-        }
+        let [mean, m2, cubes, fourths] = Self::lengths(grid, k).map(|length| vec![0.0; length]);
+        Self { grid, k, count: 0, mean, m2, cubes, fourths }
     }
 
     /// Side of the field.
@@ -64,11 +56,37 @@ impl Accumulator {
         self.count
     }
 
+    /// Lengths of mean, M2, cubes and fourths for a field.
+    #[must_use]
+    pub fn lengths(grid: usize, k: usize) -> [usize; 4] {
+        let positions = grid * grid;
+        [positions * k, positions * packed_len(k), positions * k, positions]
+    }
+
+    /// What a file stores of it.
+    #[must_use]
+    pub fn raw(&self) -> RawMoments<'_> {
+        let Self { count, mean, m2, cubes, fourths, .. } = self;
+        RawMoments { count: *count, mean, m2, cubes, fourths }
+    }
+
+    /// From what a file stores.
+    ///
+    /// # Panics
+    /// If the lengths are not those of [`Accumulator::lengths`].
+    #[must_use]
+    pub fn from_raw(grid: usize, k: usize, raw: RawMoments<'_>) -> Self {
+        let RawMoments { count, mean, m2, cubes, fourths } = raw;
+        assert_eq!([mean.len(), m2.len(), cubes.len(), fourths.len()], Self::lengths(grid, k));
+        let [mean, m2, cubes, fourths] = [mean, m2, cubes, fourths].map(<[f64]>::to_vec);
+        Self { grid, k, count, mean, m2, cubes, fourths }
+    }
+
     /// Takes in a batch of at most [`BATCH`] embeddings: one rank-B update per position.
     ///
     /// # Panics
     /// If an embedding has another grid or k, or there are more than [`BATCH`].
-    pub fn update(&mut self, batch: &[Embedding], isa: Isa, workers: &Workers) {
+    pub fn update(&mut self, batch: &[&Embedding], isa: Isa, workers: &Workers) {
         assert!(batch.len() <= BATCH, "a batch is at most {BATCH} embeddings");
         assert!(
             batch.iter().all(|e| e.values().len() == self.mean.len() && e.at(0).len() == self.k),
@@ -131,6 +149,21 @@ impl Accumulator {
     }
 }
 
+/// The numbers of an [`Accumulator`], borrowed.
+#[derive(Clone, Copy, Debug)]
+pub struct RawMoments<'a> {
+    /// Embeddings taken in.
+    pub count: u64,
+    /// Means, k a position.
+    pub mean: &'a [f64],
+    /// Co-moments, the packed lower triangle of each position.
+    pub m2: &'a [f64],
+    /// Σ ‖y‖²·y, k a position.
+    pub cubes: &'a [f64],
+    /// Σ ‖y‖⁴, one a position.
+    pub fourths: &'a [f64],
+}
+
 /// Where the four buffers start, to be cut into positions.
 struct Buffers {
     mean: *mut f64,
@@ -190,7 +223,7 @@ impl Panel {
 const COLUMNS: usize = 4;
 
 struct Update<'a> {
-    batch: &'a [Embedding],
+    batch: &'a [&'a Embedding],
     position: usize,
     before: u64,
     k: usize,
@@ -301,7 +334,7 @@ pub(crate) mod tests {
         let k = all[0].at(0).len();
         let grid = ((all[0].values().len() / k) as f64).sqrt() as usize;
         let mut accumulator = Accumulator::new(grid, k);
-        all.chunks(BATCH).for_each(|batch| accumulator.update(batch, isa, &workers));
+        all.iter().collect::<Vec<_>>().chunks(BATCH).for_each(|batch| accumulator.update(batch, isa, &workers));
         accumulator
     }
 

@@ -222,7 +222,7 @@ mod tests {
     fn fitted(all: &[Embedding], grid: usize, k: usize) -> Accumulator {
         let workers = Workers::new(1);
         let mut accumulator = Accumulator::new(grid, k);
-        all.chunks(BATCH).for_each(|batch| accumulator.update(batch, Isa::Scalar, &workers));
+        all.iter().collect::<Vec<_>>().chunks(BATCH).for_each(|b| accumulator.update(b, Isa::Scalar, &workers));
         accumulator
     }
 

@@ -30,6 +30,9 @@ use crate::frame::Frame;
 /// Smallest side of a frame that can show a cell.
 pub const MIN_SIDE: usize = 16;
 
+/// An edge of so many pixels is sharp whatever its share of the side.
+const SHARPEST: f32 = 4.0;
+
 /// How the cell is found.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -60,6 +63,7 @@ impl Default for Threshold {
 /// Everything that decides what a frame's S×S image is; it lies in the model file, so that the station does what the
 /// fit did.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct PreprocessConfig {
     /// How the cell is found.
     pub mode: Mode,
@@ -293,6 +297,8 @@ impl Preprocessor {
             return Err(Rejection::Dim { mean: placement.brightness, limit });
         }
         if let (Some(limit), Some(value)) = (gates.max_edge_width, placement.edge_width) {
+            let side = (polygon::area2(&placement.quad) / 2.0).sqrt() as f32;
+            let limit = limit.max(SHARPEST / side);
             if value > limit {
                 return Err(Rejection::Blurred { edge: true, value, limit });
             }

@@ -95,11 +95,12 @@ fn farthest_pair(points: &[Point]) -> (usize, usize) {
     let (mut d, mut b) = farthest(a);
     loop {
         let (further, c) = farthest(b);
-        // The distance grows with each turn, so this ends; the negation also ends it for what is not a number.
-        if !(further > d) {
+        // The distance grows with each turn, so this ends; what is not a number ends it too.
+        if further > d {
+            (a, b, d) = (b, c, further);
+        } else {
             return (a, b);
         }
-        (a, b, d) = (b, c, further);
     }
 }
 
@@ -206,10 +207,9 @@ pub(super) fn four_sides(
         if n < 4 {
             return Err(n as u32);
         }
-        if n <= MAX_VERTICES {
-            if let Some(sides) = longest_four(polygon) {
-                return Ok(sides);
-            }
+        let sides = if n <= MAX_VERTICES { longest_four(polygon) } else { None };
+        if let Some(sides) = sides {
+            return Ok(sides);
         }
         epsilon *= 1.3;
         if n == 4 || epsilon > most {

@@ -96,42 +96,92 @@ impl Resizer {
 /// Each output pixel is the mean of n×n bilinear taps, n = ⌈scale/1.5⌉ for `scale` frame pixels an output pixel. Taps
 /// 1 to 1.5 pixels apart under a bilinear kernel act as a box as wide as the output pixel (at scale 2.6, where n = 2:
 /// 0.25 against the box's 0.26 at 0.3 cycles a frame pixel, 0.18 against 0.20 at 0.5), so fingers do not alias.
+///
+/// Positions are exact at every eighth output pixel and linear in between, which is within 0.02 frame pixels for any
+/// cell a camera sees, in 1/65536 of a frame pixel; the weights are integers of 1/256.
 pub(super) fn warp(frame: &Frame, homography: &[f64; 9], scale: f64, size: usize, out: &mut [f32]) {
     let taps = ((scale / 1.5).ceil() as usize).clamp(1, 16);
-    let step = 1.0 / taps as f64;
-    let weight = 1.0 / (taps * taps) as f32;
     let h = homography;
-    let (width, height) = (frame.width(), frame.height());
-    let pixels = frame.pixels();
-    let (max_x, max_y) = ((width - 1) as f32, (height - 1) as f32);
-    // The last tap's cell starts one pixel before the frame's end, so that its four pixels exist.
-    let (last_x, last_y) = (width.saturating_sub(2), height.saturating_sub(2));
+    let (step, half) = (1.0 / taps as f64, (taps - 1) as f64 / 2.0);
+    // `as i32` saturates, and turns what is not a number to 0.
+    let fixed = |v: f64| (v.clamp(-8192.0, 24576.0) * ONE as f64) as i32;
+    let most = (taps - 1) as i32;
+    let weight = 1.0 / (65536.0 * (taps * taps) as f32);
+    let (pixels, width) = (frame.pixels(), frame.width());
+    // Positions at or beyond the last pixel's centre have no right or lower neighbour.
+    let (end_x, end_y) = ((width as i32 - 1) * ONE, (frame.height() as i32 - 1) * ONE);
+    let exact = |x: f64, y: f64| {
+        let w = 1.0 / (h[6] * x + h[7] * y + h[8]);
+        ((h[0] * x + h[1] * y + h[2]) * w, (h[3] * x + h[4] * y + h[5]) * w, w)
+    };
     for (row, to) in out.chunks_exact_mut(size).enumerate() {
-        to.fill(0.0);
-        for j in 0..taps {
-            let y = row as f64 + (j as f64 + 0.5) * step;
-            let (bx, by, bw) = (h[1] * y + h[2], h[4] * y + h[5], h[7] * y + h[8]);
-            for i in 0..taps {
-                let x0 = (i as f64 + 0.5) * step;
-                for (column, value) in to.iter_mut().enumerate() {
-                    let x = column as f64 + x0;
-                    let w = 1.0 / (h[6] * x + bw);
-                    // Pixel centres lie at halves. `max` and `min` also take care of what is not a number.
-                    let fx = (((h[0] * x + bx) * w - 0.5) as f32).max(0.0).min(max_x);
-                    let fy = (((h[3] * x + by) * w - 0.5) as f32).max(0.0).min(max_y);
-                    let (ix, iy) = ((fx as usize).min(last_x), (fy as usize).min(last_y));
-                    let (tx, ty) = (fx - ix as f32, fy - iy as f32);
-                    let at = iy * width + ix;
-                    let top = &pixels[at..at + 2];
-                    let bottom = &pixels[at + width..at + width + 2];
-                    let a = f32::from(top[0]) + tx * (f32::from(top[1]) - f32::from(top[0]));
-                    let b = f32::from(bottom[0]) + tx * (f32::from(bottom[1]) - f32::from(bottom[0]));
-                    *value += a + ty * (b - a);
+        let y = row as f64 + 0.5;
+        for (span, to) in to.chunks_mut(SPAN).enumerate() {
+            let n = to.len();
+            let x = (span * SPAN) as f64 + 0.5;
+            let (px, py, w) = exact(x, y);
+            let (qx, qy, _) = exact(x + n as f64, y);
+            // The way to the next tap: across by the span's slope, down by the homography's derivative.
+            let (xi, yi) = ((qx - px) / n as f64 * step, (qy - py) / n as f64 * step);
+            let (xj, yj) = ((h[1] - px * h[7]) * w * step, (h[4] - py * h[7]) * w * step);
+            // Pixel centres lie at halves; half a weight's step makes the truncation below a rounding.
+            let mut x0 = fixed(px - half * (xi + xj) - 0.5).wrapping_add(ONE / 512);
+            let mut y0 = fixed(py - half * (yi + yj) - 0.5).wrapping_add(ONE / 512);
+            let (next_x, next_y) = (fixed(xi * taps as f64), fixed(yi * taps as f64));
+            let (xi, yi, xj, yj) = (fixed(xi), fixed(yi), fixed(xj), fixed(yj));
+            // The four outermost taps of the first and the last pixel tell whether all have their four pixels.
+            let last = n as i32 - 1;
+            let inside = [0, last].iter().all(|&k| {
+                let (x0, y0) = (place(x0, next_x, 0, k, 0), place(y0, next_y, 0, k, 0));
+                [(0, 0), (most, 0), (0, most), (most, most)].iter().all(|&(i, j)| {
+                    (0..end_x).contains(&place(x0, xi, xj, i, j)) && (0..end_y).contains(&place(y0, yi, yj, i, j))
+                })
+            });
+            for value in to {
+                let mut sum = 0;
+                let (mut xr, mut yr) = (x0, y0);
+                for _ in 0..taps {
+                    let (mut x, mut y) = (xr, yr);
+                    for _ in 0..taps {
+                        sum += if inside {
+                            bilinear(pixels, width, x, y)
+                        } else {
+                            bilinear(pixels, width, x.clamp(0, end_x - 1), y.clamp(0, end_y - 1))
+                        };
+                        (x, y) = (x.wrapping_add(xi), y.wrapping_add(yi));
+                    }
+                    (xr, yr) = (xr.wrapping_add(xj), yr.wrapping_add(yj));
                 }
+                *value = sum as f32 * weight;
+                (x0, y0) = (x0.wrapping_add(next_x), y0.wrapping_add(next_y));
             }
         }
-        to.iter_mut().for_each(|v| *v *= weight);
     }
+}
+
+/// Output pixels between two exact positions.
+const SPAN: usize = 8;
+/// One frame pixel in fixed point.
+const ONE: i32 = 1 << 16;
+
+/// The place of tap (i, j), kept from overflowing where a perspective is absurd.
+#[inline(always)]
+fn place(start: i32, across: i32, down: i32, i: i32, j: i32) -> i32 {
+    start.wrapping_add(across.wrapping_mul(i)).wrapping_add(down.wrapping_mul(j))
+}
+
+/// The value at a fixed-point place, times 65536; the place must have a right and a lower neighbour.
+#[inline(always)]
+fn bilinear(pixels: &[u16], width: usize, x: i32, y: i32) -> i64 {
+    let first = (y >> 16) as usize * width + (x >> 16) as usize;
+    let (tx, ty) = (i64::from((x >> 8) & 255), i64::from((y >> 8) & 255));
+    let line = |from: usize| {
+        let pair = &pixels[from..from + 2];
+        let (a, b) = (i64::from(pair[0]), i64::from(pair[1]));
+        a * 256 + tx * (b - a)
+    };
+    let (top, bottom) = (line(first), line(first + width));
+    top * 256 + ty * (bottom - top)
 }
 
 /// Mean of the values, and root mean square of their four-neighbour Laplacian divided by that mean (0 for black).
@@ -170,7 +220,8 @@ mod tests {
         assert!(out.iter().zip(frame.pixels()).all(|(a, &b)| (a - f32::from(b)).abs() < 1e-3));
         let quad = [[0.0, 0.0], [64.0, 0.0], [64.0, 64.0], [0.0, 64.0]];
         warp(&frame, &square_to_quad(&quad, 64, 0.0).unwrap(), 1.0, 64, &mut out);
-        assert!(out.iter().zip(frame.pixels()).all(|(a, &b)| (a - f32::from(b)).abs() < 1e-3));
+        // Positions are rounded to 1/256 of a pixel, and the last pixels have no neighbour to be rounded to.
+        assert!(out.iter().zip(frame.pixels()).all(|(a, &b)| (a - f32::from(b)).abs() < 11.0 / 255.0));
     }
 
     #[test]

@@ -140,6 +140,15 @@ impl Isa {
         }
     }
 
+    /// Vector registers.
+    #[must_use]
+    pub fn registers(self) -> usize {
+        match self {
+            Self::Scalar | Self::Avx2 => 16,
+            Self::Neon | Self::Avx512 => 32,
+        }
+    }
+
     /// Runs `kernel` with this instruction set.
     ///
     /// # Panics

@@ -6,10 +6,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use calibration::{CLASS_C, Calibration, CalibrationError, DECISION};
-
 use crate::heatmap::{Regions, Scores};
-use crate::preprocess::Rejection;
+use crate::preprocess::{Placement, Rejection};
+pub(crate) use calibration::quantile;
+pub use calibration::{CLASS_C, Calibration, CalibrationError, DECISION};
 
 /// The production class of a cell (paper section 2.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -146,6 +146,8 @@ pub struct Verdict {
     pub distances: Option<Scores>,
     /// Where the defects are, on the heatmap's grid.
     pub regions: Regions,
+    /// Where the cell lies in the frame. None if the cell could not be judged.
+    pub placement: Option<Placement>,
     /// Where the time went.
     pub latency: Latency,
 }
@@ -159,6 +161,7 @@ impl Verdict {
             score: None,
             distances: None,
             regions: Regions::default(),
+            placement: None,
             latency: Latency::default(),
         }
     }

@@ -1,0 +1,174 @@
+//! Direct convolution: the product of the packed weights with the image's own pixels, without copying them out first.
+//!
+//! In an HWC map the inputs of one kernel row are contiguous, `kernel · channels` floats; so an output pixel is one
+//! row of a matrix product whose left-hand side is read in place, in `kernel` segments a row of the map apart.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::backbone::weights::Conv;
+use crate::simd::{Isa, Kernel, Simd};
+
+use super::gemm::{PackedMatrix, RowKernel, accumulate, in_row_groups};
+use super::memory::{Memory, Tensor};
+use super::network::Ends;
+
+/// The largest kernel side, conv1's.
+const MAX_KERNEL: usize = 7;
+/// Output pixels of one item of work: a few rows of the map, whose input stays in the second cache level while panel
+/// after panel passes over it.
+const BLOCK: usize = 96;
+
+/// A convolution packed for [`Direct::run`].
+#[derive(Debug)]
+pub(super) struct Direct {
+    /// Rows in the order (kernel row, kernel column, input channel), columns are output channels.
+    weights: PackedMatrix,
+    kernel: usize,
+    stride: usize,
+}
+
+impl Direct {
+    pub(super) fn new(conv: &Conv, isa: Isa) -> Self {
+        let Conv { inputs, outputs, kernel, stride, .. } = *conv;
+        let weights = PackedMatrix::new(isa, kernel * kernel * inputs, outputs, |k, o| {
+            let (tap, i) = (k / inputs, k % inputs);
+            conv.weight[(o * inputs + i) * kernel * kernel + tap]
+        });
+        Self { weights, kernel, stride }
+    }
+
+    /// Items of work for `ends`: blocks of pixels × panels.
+    fn items(&self, ends: &Ends) -> usize {
+        ends.output.pixels().div_ceil(BLOCK) * self.weights.panels()
+    }
+
+    /// Takes items from `next` until none is left.
+    ///
+    /// # Safety
+    /// `memory` must be the arena in which the tensors of `ends` lie, of this convolution's shapes, and nobody but
+    /// callers of this with the same `next` may use the output meanwhile.
+    pub(super) unsafe fn run(&self, isa: Isa, memory: Memory, ends: &Ends, bias: &[f32], next: &AtomicUsize) {
+        isa.run(DirectKernel { conv: self, memory, ends, bias, next });
+    }
+}
+
+struct DirectKernel<'a> {
+    conv: &'a Direct,
+    memory: Memory,
+    ends: &'a Ends,
+    bias: &'a [f32],
+    next: &'a AtomicUsize,
+}
+
+impl Kernel for DirectKernel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { conv, memory, ends, bias, next } = self;
+        let Direct { weights, kernel, stride } = conv;
+        let panels = weights.panels();
+        let items = conv.items(ends);
+        let segments: [usize; MAX_KERNEL] = std::array::from_fn(|row| row * ends.input.row_stride());
+        loop {
+            let item = next.fetch_add(1, Ordering::Relaxed);
+            if item >= items {
+                return;
+            }
+            let (block, panel) = (item / panels, item % panels);
+            let rows = DirectRows {
+                memory,
+                ends,
+                stride: *stride,
+                // From the corner of the border to the first pixel that the kernel covers.
+                skip: ends.input.pad - kernel / 2,
+                segments: &segments[..*kernel],
+                length: kernel * ends.input.channels,
+                panel: weights.panel_ptr(panel),
+                bias: bias[panel * weights.panel()..].as_ptr(),
+                channel: panel * weights.panel(),
+            };
+            let first = block * BLOCK;
+            // SAFETY: the pixels exist; each item is taken once, so its outputs are written by this thread alone.
+            unsafe { in_row_groups::<S, _>(&rows, first..ends.output.pixels().min(first + BLOCK)) };
+        }
+    }
+}
+
+struct DirectRows<'a> {
+    memory: Memory,
+    ends: &'a Ends,
+    stride: usize,
+    skip: usize,
+    segments: &'a [usize],
+    length: usize,
+    panel: *const f32,
+    bias: *const f32,
+    channel: usize,
+}
+
+impl RowKernel for DirectRows<'_> {
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const M: usize, const N: usize>(&self, first: usize) {
+        let Ends { input, output, .. } = self.ends;
+        let place = |m: usize| ((first + m) / output.side, (first + m) % output.side);
+        // SAFETY: the kernel's window lies inside the bordered input, the panel's channels inside the output's.
+        unsafe {
+            let a: [*const f32; M] = std::array::from_fn(|m| {
+                let (y, x) = place(m);
+                self.memory.at(input.bordered(y * self.stride + self.skip, x * self.stride + self.skip)).cast_const()
+            });
+            let sums = accumulate::<S, M, N>(&a, self.segments, self.length, self.panel);
+            for (m, row) in sums.iter().enumerate() {
+                let (y, x) = place(m);
+                let out = self.memory.at(output.pixel(y, x) + self.channel);
+                for (n, &sum) in row.iter().enumerate() {
+                    let bias = S::load(self.bias.add(n * S::LANES));
+                    self.ends.finish::<S>(S::add(sum, bias), out.add(n * S::LANES));
+                }
+            }
+        }
+    }
+}
+
+/// The 3×3 maximum with stride 2 and padding 1 after conv1; takes rows of the output from `next` until none is left.
+pub(super) struct MaxPool<'a> {
+    pub(super) memory: Memory,
+    /// A map that is nowhere negative, so that the border's zeros never win.
+    pub(super) input: &'a Tensor,
+    pub(super) output: &'a Tensor,
+    pub(super) next: &'a AtomicUsize,
+}
+
+impl Kernel for MaxPool<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { memory, input, output, next } = self;
+        loop {
+            let y = next.fetch_add(1, Ordering::Relaxed);
+            if y >= output.side {
+                return;
+            }
+            for x in 0..output.side {
+                for c in (0..output.channels).step_by(S::LANES) {
+                    // SAFETY: the window lies inside the bordered input; each row is written by one thread.
+                    unsafe {
+                        let zero = S::splat(0.0);
+                        let (mut largest, mut broken) = (zero, zero);
+                        for row in 0..3 {
+                            for column in 0..3 {
+                                let v = S::load(memory.at(input.bordered(2 * y + row, 2 * x + column) + c));
+                                largest = S::max(largest, v);
+                                // Zero unless v is not finite: a maximum alone would let a NaN drop out.
+                                broken = S::fma(v, zero, broken);
+                            }
+                        }
+                        S::store(memory.at(output.pixel(y, x) + c), S::add(largest, broken));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Matrices packed once, the register-blocked micro-kernel that everything here is built on, and a plain product.
+//!
+//! A right-hand matrix is cut into *panels* of as many columns as the micro-kernel keeps in registers: 4 vectors where
+//! there are 32 registers, 2 where there are 16. A panel's rows lie one after the other, so the kernel reads it from
+//! front to back. Up to [`MAX_ROWS`] rows of the left-hand side meet it at a time.
+
+use std::ops::Range;
+
+use crate::simd::{Isa, Kernel, Simd};
+
+use super::memory::Aligned;
+
+/// Rows of the largest micro-kernel: 6 × 4 accumulators + 4 + 1 of 32 registers, or 6 × 2 + 2 + 1 of 16.
+const MAX_ROWS: usize = 6;
+
+/// Columns of a panel.
+pub(crate) fn panel_width(isa: Isa) -> usize {
+    isa.lanes() * if isa.registers() >= 32 { 4 } else { 2 }
+}
+
+/// A matrix of `rows` × `columns`, packed into panels for one instruction set; missing columns of the last panel are
+/// zero.
+#[derive(Clone, Debug)]
+pub(crate) struct PackedMatrix {
+    isa: Isa,
+    rows: usize,
+    columns: usize,
+    panel: usize,
+    values: Aligned,
+}
+
+impl PackedMatrix {
+    /// Packs the matrix whose element in row `k` and column `n` is `value(k, n)`.
+    pub(crate) fn new(isa: Isa, rows: usize, columns: usize, value: impl Fn(usize, usize) -> f32) -> Self {
+        let panel = panel_width(isa);
+        let mut values = Aligned::zeros(rows * columns.next_multiple_of(panel));
+        if rows > 0 {
+            for (p, out) in values.as_mut_slice().chunks_exact_mut(rows * panel).enumerate() {
+                for (k, row) in out.chunks_exact_mut(panel).enumerate() {
+                    for (n, x) in (p * panel..columns).zip(row) {
+                        *x = value(k, n);
+                    }
+                }
+            }
+        }
+        Self { isa, rows, columns, panel, values }
+    }
+
+    /// Columns rounded up to whole panels: what [`gemm`] writes of each row.
+    pub(crate) fn padded_columns(&self) -> usize {
+        self.columns.next_multiple_of(self.panel)
+    }
+
+    /// Columns of a panel.
+    pub(super) fn panel(&self) -> usize {
+        self.panel
+    }
+
+    /// How many panels there are.
+    pub(super) fn panels(&self) -> usize {
+        self.columns.div_ceil(self.panel)
+    }
+
+    /// The start of panel `index`.
+    #[inline(always)]
+    pub(super) fn panel_ptr(&self, index: usize) -> *const f32 {
+        self.values.as_slice()[index * self.rows * self.panel..].as_ptr()
+    }
+}
+
+/// `c[i][n] = Σ_k a[i][k] · b[k][n]` for `rows` rows: those of `a` start `lda` floats apart, those of `c` `ldc`.
+///
+/// Whole panels are written: [`PackedMatrix::padded_columns`] values of each row of `c`, those beyond the matrix's
+/// columns zero. `isa` must be the one that `b` was packed for.
+///
+/// # Panics
+/// If `a` or `c` is too short, or `b` was packed for another instruction set.
+pub(crate) fn gemm(isa: Isa, a: &[f32], lda: usize, rows: usize, b: &PackedMatrix, c: &mut [f32], ldc: usize) {
+    if rows == 0 {
+        return;
+    }
+    assert_eq!(isa, b.isa, "the matrix was packed for another instruction set");
+    assert!(b.rows <= lda && (rows - 1) * lda + b.rows <= a.len(), "the left-hand matrix is too short");
+    let width = b.padded_columns();
+    assert!(width <= ldc && (rows - 1) * ldc + width <= c.len(), "the result is too short");
+    isa.run(Gemm { a: a.as_ptr(), lda, rows, b, c: c.as_mut_ptr(), ldc });
+}
+
+struct Gemm<'a> {
+    a: *const f32,
+    lda: usize,
+    rows: usize,
+    b: &'a PackedMatrix,
+    c: *mut f32,
+    ldc: usize,
+}
+
+/// Rows whose strip of `a` stays in the first cache levels while all panels pass over it.
+const STRIP: usize = 96;
+
+impl Kernel for Gemm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { a, lda, rows, b, c, ldc } = self;
+        for start in (0..rows).step_by(STRIP) {
+            for panel in 0..b.panels() {
+                // SAFETY: `gemm` has checked the lengths of `a` and `c`, and every panel is `rows` × `panel` floats.
+                unsafe {
+                    let strip =
+                        GemmRows { a, lda, depth: b.rows, b: b.panel_ptr(panel), c: c.add(panel * b.panel), ldc };
+                    in_row_groups::<S, _>(&strip, start..rows.min(start + STRIP));
+                }
+            }
+        }
+    }
+}
+
+/// One panel's product, the simplest [`RowKernel`].
+pub(super) struct GemmRows {
+    /// Row `i` of the left-hand side starts at `a + i·lda`.
+    pub(super) a: *const f32,
+    pub(super) lda: usize,
+    /// Length of the inner products.
+    pub(super) depth: usize,
+    /// The panel.
+    pub(super) b: *const f32,
+    /// Row `i` of the result starts at `c + i·ldc`.
+    pub(super) c: *mut f32,
+    pub(super) ldc: usize,
+}
+
+impl RowKernel for GemmRows {
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const M: usize, const N: usize>(&self, first: usize) {
+        // SAFETY: whoever made this vouches for the matrices.
+        unsafe {
+            let a: [*const f32; M] = std::array::from_fn(|m| self.a.wrapping_add((first + m) * self.lda));
+            let sums = accumulate::<S, M, N>(&a, &[0], self.depth, self.b);
+            for (m, row) in sums.iter().enumerate() {
+                let c = self.c.add((first + m) * self.ldc);
+                for (n, &sum) in row.iter().enumerate() {
+                    S::store(c.add(n * S::LANES), sum);
+                }
+            }
+        }
+    }
+}
+
+/// What is done with a group of M rows and a panel of N vectors.
+pub(super) trait RowKernel {
+    /// Does rows `first` to `first + M − 1`.
+    ///
+    /// # Safety
+    /// The CPU must have `S`, N be its panel's vectors, and the rows exist.
+    unsafe fn rows<S: Simd, const M: usize, const N: usize>(&self, first: usize);
+}
+
+/// Runs `kernel` over `rows` in groups of at most [`MAX_ROWS`], of sizes as even as can be.
+///
+/// # Safety
+/// The CPU must have `S`, and `rows` be rows of the kernel.
+#[inline(always)]
+pub(super) unsafe fn in_row_groups<S: Simd, K: RowKernel>(kernel: &K, rows: Range<usize>) {
+    // SAFETY: as the caller promised; the number of vectors is the one that `panel_width` has packed.
+    unsafe {
+        if S::REGISTERS >= 32 {
+            in_groups::<S, K, 4>(kernel, rows);
+        } else {
+            in_groups::<S, K, 2>(kernel, rows);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn in_groups<S: Simd, K: RowKernel, const N: usize>(kernel: &K, rows: Range<usize>) {
+    let mut first = rows.start;
+    for groups_left in (1..=rows.len().div_ceil(MAX_ROWS)).rev() {
+        let size = (rows.end - first).div_ceil(groups_left);
+        // SAFETY: as the caller of `in_row_groups` promised.
+        unsafe {
+            match size {
+                1 => kernel.rows::<S, 1, N>(first),
+                2 => kernel.rows::<S, 2, N>(first),
+                3 => kernel.rows::<S, 3, N>(first),
+                4 => kernel.rows::<S, 4, N>(first),
+                5 => kernel.rows::<S, 5, N>(first),
+                _ => kernel.rows::<S, MAX_ROWS, N>(first),
+            }
+        }
+        first += size;
+    }
+}
+
+/// The micro-kernel: `sums[m][n] = Σ_segments Σ_k a[m][segment + k] · b[…][n]`, all M × N sums in registers; `b` moves
+/// on by one panel row with each k.
+///
+/// # Safety
+/// The CPU must have `S`; `a[m] + segment` must be readable for `length` floats, and `b` hold
+/// `segments · length` rows of N vectors.
+#[inline(always)]
+pub(super) unsafe fn accumulate<S: Simd, const M: usize, const N: usize>(
+    a: &[*const f32; M],
+    segments: &[usize],
+    length: usize,
+    mut b: *const f32,
+) -> [[S::V; N]; M] {
+    // SAFETY: as the caller promised.
+    unsafe {
+        let mut sums = [[S::splat(0.0); N]; M];
+        for &segment in segments {
+            for k in segment..segment + length {
+                let row: [S::V; N] = std::array::from_fn(|n| S::load(b.wrapping_add(n * S::LANES)));
+                for m in 0..M {
+                    let x = S::splat(*a[m].add(k));
+                    for n in 0..N {
+                        sums[m][n] = S::fma(x, row[n], sums[m][n]);
+                    }
+                }
+                b = b.add(N * S::LANES);
+            }
+        }
+        sums
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_are_those_of_f64_for_every_shape_of_remainder() {
+        for isa in Isa::available() {
+            for (rows, depth, columns) in [(1, 1, 1), (5, 7, 3), (6, 64, 64), (13, 9, 100), (199, 33, 17), (3, 0, 5)] {
+                let (lda, a_at) = (depth + 2, |i: usize, k: usize| ((i * 31 + k * 17) % 23) as f32 / 7.0 - 1.4);
+                let b_at = |k: usize, n: usize| ((k * 13 + n * 7) % 19) as f32 / 5.0 - 1.7;
+                let a: Vec<f32> = (0..rows * lda).map(|i| a_at(i / lda, i % lda)).collect();
+                let packed = PackedMatrix::new(isa, depth, columns, b_at);
+                let (width, ldc) = (packed.padded_columns(), packed.padded_columns() + 3);
+                let mut c = vec![f32::NAN; rows * ldc];
+                gemm(isa, &a, lda, rows, &packed, &mut c, ldc);
+                for (i, row) in c.chunks_exact(ldc).enumerate() {
+                    for (n, &got) in row[..width].iter().enumerate() {
+                        let term = |k| f64::from(a_at(i, k)) * f64::from(b_at(k, n));
+                        let want: f64 = if n < columns { (0..depth).map(term).sum() } else { 0.0 };
+                        assert!((f64::from(got) - want).abs() < 1e-4, "{isa} {rows}×{depth}×{columns} [{i}][{n}]");
+                    }
+                    assert!(row[width..].iter().all(|x| x.is_nan()), "only whole panels are written");
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "the result is too short")]
+    fn a_short_result_is_refused() {
+        let packed = PackedMatrix::new(Isa::Scalar, 2, 2, |_, _| 1.0);
+        gemm(Isa::Scalar, &[1.0; 4], 2, 2, &packed, &mut [0.0; 3], 2);
+    }
+}

@@ -1,0 +1,90 @@
+//! The ResNet18 on this machine's processor, in f32.
+//!
+//! Everything is decided when a [`CpuBackbone`] is made: for each convolution the algorithm and the packed weights, for
+//! each map its place in one arena. A run then allocates nothing. The rooms:
+//!
+//! - `memory`: aligned memory, and tensors (HWC, with a border of zeros) as places in it;
+//! - `gemm`: packed matrices and the register-blocked micro-kernel, written once over [`Simd`](crate::simd::Simd);
+//! - `direct`: convolutions of any size and stride as products read in place, and the maximum after conv1;
+//! - `network`: the steps, their buffers, and how threads share them.
+//!
+//! The threads meet once a step ([`Workers::run`]) and take items of work from a counter in between, so a thread that
+//! loses its core delays the others by one item at most. Which thread takes an item changes nothing in its result:
+//! outputs are the same to the bit for any number of threads.
+
+mod direct;
+pub(crate) mod gemm;
+mod memory;
+mod network;
+
+use std::sync::Arc;
+
+use crate::simd::Isa;
+use crate::workers::Workers;
+
+use super::{Backbone, BackboneError, Identity, Pyramid, ResNet18};
+use network::Network;
+
+/// A ResNet18 packed for one image side, one instruction set and a set of threads.
+pub struct CpuBackbone {
+    size: usize,
+    identity: Identity,
+    workers: Arc<Workers>,
+    network: Network,
+}
+
+impl CpuBackbone {
+    /// Packs the weights of `net` for images of side `size` and allocates all that a run needs.
+    ///
+    /// # Errors
+    /// [`BackboneError::Side`] if `size` is not a multiple of 32 from 64 to 1024.
+    ///
+    /// # Panics
+    /// If this CPU does not have `isa`.
+    pub fn new(net: &ResNet18, size: usize, isa: Isa, workers: Arc<Workers>) -> Result<Self, BackboneError> {
+        if size % 32 != 0 || !(64..=1024).contains(&size) {
+            return Err(BackboneError::Side(size));
+        }
+        assert!(isa.is_available(), "this CPU has no {isa}");
+        Ok(Self { size, identity: net.identity(), workers, network: Network::new(net, size, isa) })
+    }
+
+    /// [`Backbone::run`] that calls `observe` after each step with the step's name and its multiply-adds (0 where
+    /// there are none to speak of): for profiles.
+    ///
+    /// # Errors
+    /// As [`Backbone::run`].
+    pub fn run_observed(
+        &mut self,
+        image: &[f32],
+        pyramid: &mut Pyramid,
+        observe: impl FnMut(&str, u64),
+    ) -> Result<(), BackboneError> {
+        let size = self.size;
+        if image.len() != size * size {
+            return Err(BackboneError::ImageSize { got: image.len(), size });
+        }
+        if pyramid.size() != size {
+            return Err(BackboneError::PyramidSize { size });
+        }
+        self.network.run(image, pyramid, &self.workers, observe);
+        Ok(())
+    }
+}
+
+impl Backbone for CpuBackbone {
+    fn size(&self) -> usize {
+        self.size
+    }
+
+    fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    fn run(&mut self, image: &[f32], pyramid: &mut Pyramid) -> Result<(), BackboneError> {
+        self.run_observed(image, pyramid, |_, _| ())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,176 @@
+//! The network as a list of steps over one arena, and how the threads share a step.
+
+use std::sync::atomic::AtomicUsize;
+
+use crate::backbone::weights::Conv;
+use crate::backbone::{Pyramid, ResNet18, STAGE_CHANNELS, STAGE_STRIDES};
+use crate::simd::{Isa, Simd};
+use crate::workers::Workers;
+
+use super::direct::{Direct, MaxPool};
+use super::memory::{Aligned, Layout, Memory, Tensor};
+
+/// Where a convolution reads and writes, and what happens to each sum on its way out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ends {
+    pub(super) input: Tensor,
+    pub(super) output: Tensor,
+    /// Add to what the output holds: the shortcut of a residual block, which is kept there.
+    pub(super) add: bool,
+    /// Negative sums become zero.
+    pub(super) relu: bool,
+}
+
+impl Ends {
+    /// Writes `sum` to `out` with shortcut and ReLU.
+    ///
+    /// # Safety
+    /// The CPU must have `S`, and `out` hold a vector.
+    #[inline(always)]
+    pub(super) unsafe fn finish<S: Simd>(&self, mut sum: S::V, out: *mut f32) {
+        // SAFETY: as the caller promised.
+        unsafe {
+            if self.add {
+                sum = S::add(sum, S::load(out));
+            }
+            if self.relu {
+                sum = S::relu(sum);
+            }
+            S::store(out, sum);
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Algorithm {
+    Direct(Direct),
+}
+
+#[derive(Debug)]
+struct Layer {
+    name: String,
+    algorithm: Algorithm,
+    bias: Vec<f32>,
+    ends: Ends,
+    multiply_adds: u64,
+}
+
+#[derive(Debug)]
+enum Step {
+    Convolution(Layer),
+    MaxPool {
+        input: Tensor,
+        output: Tensor,
+    },
+    /// The map is the output of `stage`: copy it to the caller's pyramid.
+    Output {
+        stage: usize,
+        map: Tensor,
+    },
+}
+
+/// A ResNet18 for images of one size: packed weights, the steps, and the arena in which every tensor has its place.
+#[derive(Debug)]
+pub(super) struct Network {
+    isa: Isa,
+    input: Tensor,
+    steps: Vec<Step>,
+    arena: Aligned,
+}
+
+/// Buffers are shared as far as a residual block allows: each stage has `kept`, the map that the shortcut passes by
+/// and to which the second convolution adds, and `inner`, between the two convolutions.
+impl Network {
+    pub(super) fn new(net: &ResNet18, size: usize, isa: Isa) -> Self {
+        let mut layout = Layout::default();
+        let mut steps = Vec::new();
+        let mut convs = net.convs().iter();
+        let mut convolution = |input, output, add, relu| {
+            let conv = convs.next().expect("ResNet18 has checked that every convolution is there");
+            Step::Convolution(Layer::new(conv, Ends { input, output, add, relu }, isa))
+        };
+
+        let input = Tensor::new(&mut layout, size, 1, 3);
+        let stem = Tensor::new(&mut layout, size / 2, STAGE_CHANNELS[0], 1);
+        let mut before = Tensor::new(&mut layout, size / 4, STAGE_CHANNELS[0], 1);
+        steps.push(convolution(input, stem, false, true));
+        steps.push(Step::MaxPool { input: stem, output: before });
+        for stage in 0..4 {
+            let (side, channels) = (size / STAGE_STRIDES[stage], STAGE_CHANNELS[stage]);
+            let inner = Tensor::new(&mut layout, side, channels, 1);
+            let kept = if stage == 0 { before } else { Tensor::new(&mut layout, side, channels, 1) };
+            let first = convolution(before, inner, false, true);
+            let second = convolution(inner, kept, true, true);
+            steps.push(first);
+            if stage > 0 {
+                // The shortcut must be in place before the second convolution adds to it.
+                steps.push(convolution(before, kept, false, false));
+            }
+            steps.push(second);
+            steps.push(convolution(kept, inner, false, true));
+            steps.push(convolution(inner, kept, true, true));
+            steps.push(Step::Output { stage, map: kept });
+            before = kept;
+        }
+        Self { isa, input, steps, arena: layout.allocate() }
+    }
+
+    /// Runs all steps; `observe` hears of each when it is done, with its name and its multiply-adds (0 for a step that
+    /// has none).
+    pub(super) fn run(
+        &mut self,
+        image: &[f32],
+        pyramid: &mut Pyramid,
+        workers: &Workers,
+        mut observe: impl FnMut(&str, u64),
+    ) {
+        let memory = Memory::new(&mut self.arena);
+        for (y, row) in image.chunks_exact(self.input.side).enumerate() {
+            // SAFETY: row `y` of the input lies in the arena, which nobody else uses.
+            unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), memory.at(self.input.pixel(y, 0)), row.len()) };
+        }
+        let isa = self.isa;
+        for step in &self.steps {
+            let next = AtomicUsize::new(0);
+            match step {
+                Step::Convolution(layer) => {
+                    workers.run(&|_| {
+                        let Layer { bias, ends, .. } = layer;
+                        match &layer.algorithm {
+                            // SAFETY: the tensors lie in this arena, and only this step's threads use it.
+                            Algorithm::Direct(conv) => unsafe { conv.run(isa, memory, ends, bias, &next) },
+                        }
+                    });
+                    observe(&layer.name, layer.multiply_adds);
+                }
+                Step::MaxPool { input, output } => {
+                    workers.run(&|_| isa.run(MaxPool { memory, input, output, next: &next }));
+                    observe("maxpool", 0);
+                }
+                Step::Output { stage, map } => {
+                    copy_out(memory, map, pyramid.map_mut(*stage));
+                    observe("output", 0);
+                }
+            }
+        }
+    }
+}
+
+fn copy_out(memory: Memory, map: &Tensor, out: &mut [f32]) {
+    for (y, row) in out.chunks_exact_mut(map.side * map.channels).enumerate() {
+        // SAFETY: row `y` of the map is that many floats in the arena, and nobody writes to it now.
+        unsafe { std::ptr::copy_nonoverlapping(memory.at(map.pixel(y, 0)), row.as_mut_ptr(), row.len()) };
+    }
+}
+
+impl Layer {
+    fn new(conv: &Conv, ends: Ends, isa: Isa) -> Self {
+        Self {
+            name: conv.name.clone(),
+            algorithm: Algorithm::Direct(Direct::new(conv, isa)),
+            bias: conv.bias.clone(),
+            multiply_adds: (ends.output.pixels() * conv.weight.len()) as u64,
+            ends,
+        }
+    }
+}

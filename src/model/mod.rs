@@ -1,0 +1,236 @@
+//! The fitted model: what a station needs beside the backbone, in one file (`.cgm`).
+
+pub mod container;
+pub mod partial;
+pub mod settings;
+
+use std::path::Path;
+
+use half::f16;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::backbone::Identity;
+use crate::embedding::cpu::SLACK;
+use crate::embedding::projection::CHANNELS;
+use crate::embedding::{EmbeddingError, Projection};
+use crate::gaussian::factors::section_len;
+use crate::gaussian::{Factors, Precision, Statistics};
+use crate::verdict::{Calibration, CalibrationError};
+
+pub use container::FileError;
+pub use settings::{Settings, SettingsError};
+
+use container::{Container, Kind};
+
+const KIND: Kind = Kind { magic: *b"CELLGATE", version: 1, name: "cellgate model (.cgm)" };
+
+/// Where a model comes from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// The version of cellgate that made it.
+    pub software: String,
+    /// When, in seconds since 1970.
+    pub created: u64,
+    /// Name of the data set.
+    pub data: String,
+    /// BLAKE3 over the ids of its cells.
+    pub list: [u8; 32],
+    /// Name of the backbone's weights.
+    pub backbone: String,
+    /// Good cells in the statistics.
+    pub cells: u64,
+    /// Images in the statistics: cells and their augmented copies.
+    pub images: u64,
+    /// Cells that could not be read or were refused by a gate.
+    pub skipped: u64,
+}
+
+/// What the header of a model file says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    /// The backbone that the statistics belong to.
+    pub backbone: Identity,
+    /// The settings of the fit.
+    pub settings: Settings,
+    /// Where it comes from.
+    pub provenance: Provenance,
+    /// What held-out good cells say about scores; a model without one judges nothing.
+    pub calibration: Option<Calibration>,
+}
+
+/// Why a model could not be read, written or used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// The file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The file is whole but its content makes no sense.
+    #[error("reading the model {path}: {source}")]
+    Settings {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        source: SettingsError,
+    },
+    /// As above, the calibration.
+    #[error("reading the model {path}: {source}")]
+    Calibration {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        source: CalibrationError,
+    },
+    /// As above, the projection.
+    #[error("reading the model {path}: {source}")]
+    Projection {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        source: EmbeddingError,
+    },
+    /// The model was fitted with another backbone.
+    #[error(
+        "the model was fitted with the backbone {model} (`{name}`), but the backbone at hand is {given}; \
+         give the fitted one with --backbone, or fit again"
+    )]
+    OtherBackbone {
+        /// What the model was fitted with.
+        model: Identity,
+        /// Its name.
+        name: String,
+        /// What was given.
+        given: Identity,
+    },
+}
+
+/// A model, mapped from its file and checked.
+#[derive(Debug)]
+pub struct Model {
+    container: Container,
+    header: Header,
+    projection: Projection,
+}
+
+const PROJECTION: &str = "projection";
+const MEAN: &str = "mean";
+const ROW_SCALE: &str = "row-scale";
+const FACTORS: &str = "factors";
+
+impl Model {
+    /// Opens a model file and checks all of it.
+    ///
+    /// # Errors
+    /// If it cannot be read, is damaged in any bit, or holds numbers that make no sense.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        let container = Container::open(path, KIND)?;
+        let header: Header = container.header()?;
+        let shown = || path.display().to_string();
+        header.settings.validate().map_err(|source| ModelError::Settings { path: shown(), source })?;
+        if let Some(calibration) = &header.calibration {
+            calibration.validate().map_err(|source| ModelError::Calibration { path: shown(), source })?;
+        }
+        let k = header.settings.k as usize;
+        let matrix = container.section::<f32>(PROJECTION, CHANNELS * k)?.to_vec();
+        let projection =
+            Projection::from_matrix(k, matrix).map_err(|source| ModelError::Projection { path: shown(), source })?;
+        let model = Self { container, header, projection };
+        model.sections()?;
+        Ok(model)
+    }
+
+    /// Writes a model, whole or not at all.
+    ///
+    /// # Errors
+    /// What the system refused.
+    pub fn write(
+        path: &Path,
+        header: &Header,
+        projection: &Projection,
+        statistics: &Statistics<'_>,
+    ) -> Result<(), ModelError> {
+        let factors: &[u8] = match statistics.factors() {
+            Factors::F16(u) => bytemuck::cast_slice(u),
+            Factors::F32(u) => bytemuck::cast_slice(u),
+        };
+        let sections = [
+            (PROJECTION, bytemuck::cast_slice(projection.matrix())),
+            (MEAN, bytemuck::cast_slice(statistics.mean())),
+            (ROW_SCALE, bytemuck::cast_slice(statistics.row_scale())),
+            (FACTORS, factors),
+        ];
+        Ok(container::write(path, KIND, header, &sections)?)
+    }
+
+    /// Writes this model with another calibration.
+    ///
+    /// # Errors
+    /// What the system refused.
+    pub fn write_calibrated(&self, path: &Path, calibration: Calibration) -> Result<(), ModelError> {
+        let header = Header { calibration: Some(calibration), ..self.header.clone() };
+        Self::write(path, &header, &self.projection, &self.statistics())
+    }
+
+    /// What the header says.
+    #[must_use]
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// `diag(scale)·W`.
+    #[must_use]
+    pub fn projection(&self) -> &Projection {
+        &self.projection
+    }
+
+    /// Bytes of the file.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.container.len()
+    }
+
+    /// Names and lengths of the file's sections.
+    pub fn section_sizes(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.container.sections()
+    }
+
+    /// A name of the whole content, as 64 hexadecimal digits.
+    #[must_use]
+    pub fn id(&self) -> Identity {
+        Identity(self.container.id())
+    }
+
+    /// Mean and factors.
+    #[must_use]
+    pub fn statistics(&self) -> Statistics<'_> {
+        self.sections().unwrap_or_else(|_| unreachable!("checked when the model was opened"))
+    }
+
+    fn sections(&self) -> Result<Statistics<'_>, FileError> {
+        let (grid, k) = (self.header.settings.grid as usize, self.header.settings.k as usize);
+        let positions = grid * grid;
+        let factors = match self.header.settings.precision {
+            Precision::F16 => Factors::F16(self.container.section::<f16>(FACTORS, section_len(positions, k))?),
+            Precision::F32 => Factors::F32(self.container.section::<f32>(FACTORS, section_len(positions, k))?),
+        };
+        let mean = self.container.section(MEAN, positions * k + SLACK)?;
+        let row_scale = self.container.section(ROW_SCALE, k)?;
+        Statistics::new(grid, k, mean, factors, row_scale).map_err(|e| self.container.damaged(e.to_string()))
+    }
+
+    /// Refuses another backbone than the one that the model was fitted with.
+    ///
+    /// # Errors
+    /// If the identities differ; both are named.
+    pub fn check_backbone(&self, given: Identity) -> Result<(), ModelError> {
+        if self.header.backbone == given {
+            return Ok(());
+        }
+        let name = self.header.provenance.backbone.clone();
+        Err(ModelError::OtherBackbone { model: self.header.backbone, name, given })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,132 @@
+//! From a frame to the pyramid.
+
+use std::path::Path;
+use std::time::Instant;
+
+use crate::backbone::{Backbone, Pyramid};
+use crate::frame::{DecodeError, DecodeLimits, Frame, decode_file_into};
+use crate::preprocess::{Augmentation, Placement, PreprocessConfig, Preprocessor};
+use crate::verdict::Invalid;
+
+use super::PipelineError;
+
+/// The largest frame that buffers are made for at first; an image file may make them grow, a camera's frame may not.
+const DEFAULT_SIDE: usize = 2048;
+
+/// Preprocessing and backbone with all their buffers.
+pub struct Extractor {
+    preprocessor: Preprocessor,
+    backbone: Box<dyn Backbone>,
+    limits: DecodeLimits,
+    frame: Frame,
+    side: usize,
+    image: Vec<f32>,
+    turned: Vec<f32>,
+    pyramid: Pyramid,
+}
+
+impl Extractor {
+    /// Makes all buffers, for frames of up to 2048 × 2048 pixels.
+    ///
+    /// # Errors
+    /// If preprocessing refuses its settings.
+    pub fn new(config: PreprocessConfig, backbone: Box<dyn Backbone>) -> Result<Self, PipelineError> {
+        let size = backbone.size();
+        Ok(Self {
+            preprocessor: Preprocessor::new(config, size, DEFAULT_SIDE, DEFAULT_SIDE)?,
+            backbone,
+            limits: DecodeLimits::default(),
+            frame: Frame::new(DEFAULT_SIDE, DEFAULT_SIDE, 255),
+            side: DEFAULT_SIDE,
+            image: vec![0.0; size * size],
+            turned: vec![0.0; size * size],
+            pyramid: Pyramid::new(size),
+        })
+    }
+
+    /// Side S of the rectified image.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.backbone.size()
+    }
+
+    /// Reads an image file and rectifies the cell in it. Buffers grow if the image is larger than any before.
+    ///
+    /// # Errors
+    /// Why the cell cannot be judged.
+    pub fn load(&mut self, path: &Path) -> Result<Placement, Invalid> {
+        let mut frame = std::mem::replace(&mut self.frame, Frame::new(0, 0, 1));
+        let outcome = decode_file_into(path, &self.limits, &mut frame)
+            .map_err(|error| Invalid::Unreadable(chain(&error)))
+            .and_then(|()| {
+                self.make_room(frame.width().max(frame.height()))?;
+                self.rectify(&frame)
+            });
+        self.frame = frame;
+        outcome
+    }
+
+    fn make_room(&mut self, side: usize) -> Result<(), Invalid> {
+        if side > self.side {
+            let config = self.preprocessor.config().clone();
+            self.preprocessor = Preprocessor::new(config, self.size(), side, side)
+                .map_err(|error| Invalid::Unreadable(error.to_string()))?;
+            self.side = side;
+        }
+        Ok(())
+    }
+
+    /// Rectifies the cell of a frame. Allocates nothing.
+    ///
+    /// # Errors
+    /// Why the cell cannot be judged.
+    pub fn rectify(&mut self, frame: &Frame) -> Result<Placement, Invalid> {
+        self.preprocessor.run(frame, &mut self.image).map_err(Invalid::Frame)
+    }
+
+    /// The rectified, normalised image: S·S values.
+    #[must_use]
+    pub fn image(&self) -> &[f32] {
+        &self.image
+    }
+
+    /// The frame that [`load`](Self::load) read last.
+    #[must_use]
+    pub fn frame(&self) -> &Frame {
+        &self.frame
+    }
+
+    /// Runs the backbone on the rectified image, changed as `augmentation` says. Allocates nothing.
+    ///
+    /// # Errors
+    /// If the backbone refuses (which means that its sizes were not those of this extractor).
+    pub fn features(&mut self, augmentation: Augmentation) -> Result<&Pyramid, PipelineError> {
+        let image = if augmentation.is_identity() {
+            &self.image
+        } else {
+            augmentation.apply(&self.image, &mut self.turned, self.backbone.size());
+            &self.turned
+        };
+        self.backbone.run(image, &mut self.pyramid)?;
+        Ok(&self.pyramid)
+    }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &DecodeError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Microseconds since `start`, and `start` set to now.
+pub(super) fn lap(start: &mut Instant) -> u32 {
+    let now = Instant::now();
+    let spent = now.duration_since(*start).as_micros();
+    *start = now;
+    u32::try_from(spent).unwrap_or(u32::MAX)
+}

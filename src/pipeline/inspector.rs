@@ -1,0 +1,84 @@
+//! From a frame to the verdict.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::backbone::Backbone;
+use crate::frame::Frame;
+use crate::heatmap::Scores;
+use crate::model::Model;
+use crate::preprocess::Placement;
+use crate::verdict::{Invalid, Verdict};
+use crate::workers::Workers;
+
+use super::extractor::lap;
+use super::{Extractor, PipelineError, Scorer};
+
+/// Judges cells with one model. [`Inspector::inspect`] allocates nothing.
+pub struct Inspector {
+    model: Arc<Model>,
+    scorer: Scorer,
+}
+
+impl Inspector {
+    /// Binds a model to the backbone that it was fitted with.
+    ///
+    /// # Errors
+    /// If the backbone is another one, or its size is not the model's.
+    pub fn new(model: Arc<Model>, backbone: Box<dyn Backbone>, workers: Arc<Workers>) -> Result<Self, PipelineError> {
+        model.check_backbone(backbone.identity())?;
+        let settings = &model.header().settings;
+        let extractor = Extractor::new(settings.preprocess.clone(), backbone)?;
+        let scorer = Scorer::new(settings, model.projection(), extractor, workers);
+        Ok(Self { model, scorer })
+    }
+
+    /// Judges the cell in a frame.
+    pub fn inspect(&mut self, frame: &Frame) -> Verdict {
+        let measured = self.scorer.score_frame(frame, &self.model.statistics());
+        self.decide(measured)
+    }
+
+    /// Judges the cell in an image file.
+    pub fn inspect_file(&mut self, path: &Path) -> Verdict {
+        let measured = self.scorer.score_file(path, &self.model.statistics());
+        self.decide(measured)
+    }
+
+    fn decide(&mut self, measured: Result<(Scores, Placement), Invalid>) -> Verdict {
+        let (distances, placement) = match measured {
+            Ok(measured) => measured,
+            Err(reason) => return Verdict::invalid(reason),
+        };
+        let Some(calibration) = &self.model.header().calibration else {
+            return Verdict::invalid(Invalid::Uncalibrated);
+        };
+        let mut clock = Instant::now();
+        let score = calibration.score(distances.get(calibration.kind));
+        let outcome = calibration.decide(score);
+        let regions = self.scorer.regions(calibration.region);
+        let mut latency = self.scorer.latency();
+        latency.heatmap_us += lap(&mut clock);
+        let score = Some(score).filter(|s| s.is_finite());
+        Verdict { outcome, score, distances: Some(distances), regions, placement: Some(placement), latency }
+    }
+
+    /// The model in force.
+    #[must_use]
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// The last heatmap, smoothed: grid² distances.
+    #[must_use]
+    pub fn heatmap(&self) -> &[f32] {
+        self.scorer.heatmap()
+    }
+
+    /// The last rectified image: S² values.
+    #[must_use]
+    pub fn image(&self) -> &[f32] {
+        self.scorer.image()
+    }
+}

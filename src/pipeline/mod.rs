@@ -1,0 +1,34 @@
+//! The whole way of a frame, and the fit that comes before it: the only room that knows the order of the others.
+//!
+//! [`Extractor`] takes a frame to its pyramid; [`Scorer`] goes on to heatmap and score; [`Inspector`] to the verdict.
+//! [`fitting`] runs extractors on all cores over a data set to gather, resume, merge and calibrate a model.
+
+mod extractor;
+pub mod fitting;
+mod inspector;
+mod scorer;
+
+pub use extractor::Extractor;
+pub use inspector::Inspector;
+pub use scorer::Scorer;
+
+use thiserror::Error;
+
+use crate::backbone::BackboneError;
+use crate::model::ModelError;
+use crate::preprocess::ConfigError;
+
+/// Why a pipeline could not be built.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum PipelineError {
+    /// Preprocessing refuses its settings.
+    #[error(transparent)]
+    Preprocess(#[from] ConfigError),
+    /// The backbone refuses its settings.
+    #[error(transparent)]
+    Backbone(#[from] BackboneError),
+    /// The model refuses the backbone.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}

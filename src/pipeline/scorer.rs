@@ -1,0 +1,148 @@
+//! From a frame to heatmap and scores.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::embedding::{Embedder, Projection};
+use crate::frame::Frame;
+use crate::gaussian::Statistics;
+use crate::gaussian::distance::mahalanobis;
+use crate::heatmap::{Analyser, Regions, Scores};
+use crate::model::Settings;
+use crate::preprocess::{Augmentation, Placement};
+use crate::simd::Isa;
+use crate::verdict::{Invalid, Latency};
+use crate::workers::Workers;
+
+use super::Extractor;
+use super::extractor::lap;
+
+/// Measures cells against statistics; owns every buffer of the way and allocates nothing once made.
+pub struct Scorer {
+    extractor: Extractor,
+    embedder: Embedder,
+    analyser: Analyser,
+    workers: Arc<Workers>,
+    heatmap: Vec<f32>,
+    latency: Latency,
+}
+
+impl Scorer {
+    /// For one projection and the settings that it was made with.
+    #[must_use]
+    pub fn new(settings: &Settings, projection: &Projection, extractor: Extractor, workers: Arc<Workers>) -> Self {
+        let grid = settings.grid as usize;
+        Self {
+            embedder: Embedder::new(projection, extractor.size(), grid, Isa::detect()),
+            extractor,
+            analyser: Analyser::new(grid, settings.sigma),
+            workers,
+            heatmap: vec![0.0; grid * grid],
+            latency: Latency::default(),
+        }
+    }
+
+    /// Reads an image file and measures the cell in it.
+    ///
+    /// # Errors
+    /// Why the cell cannot be judged.
+    pub fn score_file(&mut self, path: &Path, statistics: &Statistics<'_>) -> Result<(Scores, Placement), Invalid> {
+        let mut clock = Instant::now();
+        let placement = self.extractor.load(path)?;
+        self.latency.preprocess_us = lap(&mut clock);
+        Ok((self.score_rectified(statistics)?, placement))
+    }
+
+    /// Measures the cell in a frame.
+    ///
+    /// # Errors
+    /// Why the cell cannot be judged.
+    pub fn score_frame(&mut self, frame: &Frame, statistics: &Statistics<'_>) -> Result<(Scores, Placement), Invalid> {
+        let mut clock = Instant::now();
+        let placement = self.extractor.rectify(frame)?;
+        self.latency.preprocess_us = lap(&mut clock);
+        Ok((self.score_rectified(statistics)?, placement))
+    }
+
+    /// Measures the rectified image that [`load`](Self::load) left.
+    ///
+    /// # Errors
+    /// If a number on the way is not finite.
+    pub fn score_rectified(&mut self, statistics: &Statistics<'_>) -> Result<Scores, Invalid> {
+        self.project()?;
+        self.measure(statistics)
+    }
+
+    /// Reads and rectifies an image file and no more.
+    ///
+    /// # Errors
+    /// Why the cell cannot be judged.
+    pub fn load(&mut self, path: &Path) -> Result<Placement, Invalid> {
+        self.extractor.load(path)
+    }
+
+    /// Backbone and projection of the rectified image.
+    ///
+    /// # Errors
+    /// If the backbone refuses.
+    pub fn project(&mut self) -> Result<(), Invalid> {
+        let mut clock = Instant::now();
+        // The sizes of extractor and embedder are one by construction.
+        let pyramid = self.extractor.features(Augmentation::default()).map_err(|_| Invalid::NotFinite)?;
+        self.latency.backbone_us = lap(&mut clock);
+        self.embedder.project(pyramid);
+        self.latency.distance_us = lap(&mut clock);
+        Ok(())
+    }
+
+    /// Distance, smoothing and scores of the cell that was projected last; may be called for several statistics of one
+    /// projection.
+    ///
+    /// # Errors
+    /// If a number on the way is not finite.
+    pub fn measure(&mut self, statistics: &Statistics<'_>) -> Result<Scores, Invalid> {
+        let mut clock = Instant::now();
+        mahalanobis(statistics, &self.embedder, &self.workers, &mut self.heatmap);
+        self.latency.distance_us += lap(&mut clock);
+        self.analyser.smooth(&mut self.heatmap);
+        let scores = self.analyser.scores(&self.heatmap).ok_or(Invalid::NotFinite);
+        self.latency.heatmap_us = lap(&mut clock);
+        scores
+    }
+
+    /// The parts of the last heatmap above `level`.
+    pub fn regions(&mut self, level: f32) -> Regions {
+        self.analyser.regions(&self.heatmap, level)
+    }
+
+    /// The last heatmap, smoothed: grid² distances.
+    #[must_use]
+    pub fn heatmap(&self) -> &[f32] {
+        &self.heatmap
+    }
+
+    /// The last rectified image: S² values.
+    #[must_use]
+    pub fn image(&self) -> &[f32] {
+        self.extractor.image()
+    }
+
+    /// Side S of the rectified image.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.extractor.size()
+    }
+
+    /// Where the time of the last cell went.
+    #[must_use]
+    pub fn latency(&self) -> Latency {
+        self.latency
+    }
+
+    /// Takes the extractor back, to make another scorer of it.
+    #[must_use]
+    pub fn into_extractor(self) -> Extractor {
+        self.extractor
+    }
+}
