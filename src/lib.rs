@@ -27,4 +27,5 @@ pub mod preprocess;
 pub mod simd;
 pub mod synth;
 pub mod verdict;
+pub mod whole_file;
 pub mod workers;

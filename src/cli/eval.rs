@@ -17,9 +17,9 @@ use crate::eval::result::{BinarisationResult, ELPV_CAVEATS, EvalResult, Figures,
 use crate::frame::Frame;
 use crate::heatmap::{ScoreKind, Scores, overlay};
 use crate::model::Settings;
-use crate::pipeline::Scorer;
 use crate::pipeline::crossval::{self, FoldCell, FoldModel, FoldScores, cross_validate};
 use crate::pipeline::fitting::{Cell, FitError};
+use crate::pipeline::{Outcomes, Scorer};
 use crate::preprocess::Placement;
 use crate::verdict::Invalid;
 
@@ -159,7 +159,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.json {
         println!("{}", serde_json::to_string_pretty(&result)?);
     } else {
-        print(&result, |question, kind| judge(question, kind));
+        print(&result, judge);
     }
     Ok(())
 }
@@ -342,14 +342,13 @@ impl Gallery {
             *left_out += all.saturating_sub(self.limit);
         }
         let again: Vec<Cell> = chosen.iter().map(|&(index, ..)| cells[index].cell.clone()).collect();
-        let drawn: Vec<Mutex<Option<Pictures>>> = again.iter().map(|_| Mutex::new(None)).collect();
+        let drawn = Outcomes::new(again.len());
         model.look_again(&again, |index, scorer, _| {
-            let pictures = draw(scorer, settings, threshold);
-            *drawn[index].lock().unwrap_or_else(PoisonError::into_inner) = pictures;
+            drawn.set(index, draw(scorer, settings, threshold));
         })?;
-        for ((index, kind, score), pictures) in chosen.into_iter().zip(drawn) {
+        for ((index, kind, score), pictures) in chosen.into_iter().zip(drawn.into_all()) {
             let item = &dataset.items[index];
-            let Some(pictures) = pictures.into_inner().unwrap_or_else(PoisonError::into_inner) else { continue };
+            let Some(pictures) = pictures.flatten() else { continue };
             let label = item.label.as_ref().map(ToString::to_string).unwrap_or_default();
             let label = format!("{label} {}", item.kind.as_deref().unwrap_or_default());
             self.mistakes.push(Mistake { kind, id: item.id.clone(), label, score, threshold, pictures });

@@ -21,6 +21,7 @@ use crate::pipeline::Extractor;
 use crate::pipeline::fitting::{Cell, Fitter};
 use crate::preprocess::{AugmentConfig, PreprocessConfig, Threshold};
 use crate::simd::Isa;
+use crate::whole_file;
 use crate::workers::Workers;
 
 /// Which backbone, on how many threads.
@@ -247,15 +248,7 @@ pub fn go_on(interrupted: &AtomicBool) -> std::ops::ControlFlow<()> {
 
 /// Fails early if a file cannot be made at `path`: better before the work than after it.
 pub fn check_writable(path: &Path) -> anyhow::Result<()> {
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    tempfile::Builder::new()
-        .prefix(".cellgate-")
-        .tempfile_in(folder)
-        .with_context(|| format!("{} cannot be written: choose another place", path.display()))?;
-    if path.is_dir() {
-        return Err(anyhow!("{} is a folder: give the name of a file", path.display()));
-    }
-    Ok(())
+    whole_file::check(path).with_context(|| format!("{} cannot be written, choose another place", path.display()))
 }
 
 /// Seconds since 1970.

@@ -1,6 +1,6 @@
 //! Frames from image files (PNG, TIFF, JPEG, PNM; 8 and 16 bits) and to PNG.
 
-use std::io::{Cursor, Write};
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use image::error::{ImageError, LimitErrorKind};
@@ -8,6 +8,7 @@ use image::{ColorType, ImageDecoder, ImageFormat, ImageReader};
 use thiserror::Error;
 
 use super::Frame;
+use crate::whole_file;
 
 /// Deflate cannot shrink data more than 1032-fold, and no other accepted compression does better on grey images. A
 /// header that promises more than this many bytes for each one in the file lies.
@@ -143,18 +144,7 @@ impl Frame {
     pub fn save_png(&self, path: impl AsRef<Path>) -> Result<(), SaveError> {
         let path = path.as_ref();
         let bytes = self.to_png().map_err(|source| SaveError::Encode { path: path.into(), source })?;
-        let io = |source| SaveError::Io { path: path.into(), source };
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::Builder::new().prefix(".cellgate-").tempfile_in(folder).map_err(io)?;
-        // A temporary file is private; a picture is as readable as any other file.
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(io)?;
-        }
-        file.write_all(&bytes).and_then(|()| file.as_file().sync_all()).map_err(io)?;
-        file.persist(path).map_err(|e| io(e.error))?;
-        Ok(())
+        whole_file::write(path, &[&bytes]).map_err(|source| SaveError::Io { path: path.into(), source })
     }
 
     /// The frame as the bytes of a grey PNG; see [`Frame::save_png`].

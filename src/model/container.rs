@@ -13,13 +13,14 @@
 //! Every byte is covered by a hash or must be zero: a file that opens is the file that was written.
 
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::whole_file;
 
 #[cfg(target_endian = "big")]
 compile_error!("model files are little-endian and are mapped as they are");
@@ -93,7 +94,7 @@ struct Entry {
     hash: [u8; 32],
 }
 
-/// Writes a file whole or not at all: beside it, then renamed over it, both made durable.
+/// Writes a file whole or not at all.
 ///
 /// # Errors
 /// What the system refused, and where.
@@ -116,29 +117,15 @@ pub fn write(path: &Path, kind: Kind, header: &impl Serialize, sections: &[(&str
         })
         .collect();
     let prologue = postcard::to_stdvec(&(entries, header)).map_err(|e| other("encoding the header of", path, e))?;
-    let io = |what| move |source| FileError::Io { what, path: path.into(), source };
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new()
-        .prefix(".cellgate-")
-        .tempfile_in(folder)
-        .map_err(io("creating a temporary file beside"))?;
-    let mut put = |parts: &[&[u8]]| -> std::io::Result<()> { parts.iter().try_for_each(|bytes| file.write_all(bytes)) };
     let zeros = [0u8; ALIGN];
     let padding = |length: usize| &zeros[..length.next_multiple_of(ALIGN) - length];
     let (version, length) = (kind.version.to_le_bytes(), (prologue.len() as u32).to_le_bytes());
     let hash = blake3::hash(&prologue);
-    put(&[&kind.magic, &version, &length, hash.as_bytes(), &prologue, padding(FIXED + prologue.len())])
-        .map_err(io("writing"))?;
-    for (_, bytes) in sections {
-        put(&[bytes, padding(bytes.len())]).map_err(io("writing"))?;
-    }
-    file.as_file().sync_all().map_err(io("writing"))?;
-    file.persist(path).map_err(|e| FileError::Io {
-        what: "renaming into place",
-        path: path.into(),
-        source: e.error,
-    })?;
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io("making durable the folder of"))
+    let first: [&[u8]; 6] =
+        [&kind.magic, &version, &length, hash.as_bytes(), &prologue, padding(FIXED + prologue.len())];
+    let rest = sections.iter().flat_map(|&(_, bytes)| [bytes, padding(bytes.len())]);
+    let parts: Vec<&[u8]> = first.into_iter().chain(rest).collect();
+    whole_file::write(path, &parts).map_err(|source| FileError::Io { what: "writing", path: path.into(), source })
 }
 
 fn other(what: &'static str, path: &Path, error: impl std::fmt::Display) -> FileError {

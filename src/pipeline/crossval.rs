@@ -6,7 +6,6 @@
 //! joined as needed.
 
 use std::ops::ControlFlow;
-use std::sync::{Mutex, PoisonError};
 
 use crate::embedding::Projection;
 use crate::gaussian::Accumulator;
@@ -18,6 +17,7 @@ use crate::verdict::Invalid;
 
 use super::Scorer;
 use super::fitting::{Cell, FitError, Fitter, Plan, Skipped, check_skipped};
+use super::outcomes::Outcomes;
 
 /// A cell of the data set.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,7 +134,7 @@ pub fn cross_validate(
         drop(moments);
 
         let views: Vec<_> = statistics.iter().map(OwnedStatistics::view).collect();
-        let measured: Vec<Mutex<Option<Result<Scores, Invalid>>>> = cells.iter().map(|_| Mutex::new(None)).collect();
+        let measured = Outcomes::new(cells.len());
         fitter.score(&everyone, settings, &projection, |index, scorer, loaded| {
             let outcome = loaded.and_then(|placement| {
                 let scores = scorer.measure(&views[cells[index].fold])?;
@@ -143,13 +143,10 @@ pub fn cross_validate(
                 }
                 Ok(scores)
             });
-            *measured[index].lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+            measured.set(index, outcome);
             tick(1)
         })?;
-        let scores = measured
-            .into_iter()
-            .map(|m| m.into_inner().unwrap_or_else(PoisonError::into_inner).unwrap_or(Err(Invalid::NotFinite)))
-            .collect();
+        let scores = measured.into_all().map(|measured| measured.unwrap_or(Err(Invalid::NotFinite))).collect();
         let result = FoldScores { fold, scores, fitted };
         drop(views);
         let own = statistics.into_iter().nth(fold).unwrap_or_else(|| unreachable!("one set of statistics a fold"));

@@ -13,13 +13,13 @@ use crate::embedding::{Embedder, Embedding, EmbeddingError, Projection};
 use crate::gaussian::fit::BATCH;
 use crate::gaussian::shrinkage::FinishError;
 use crate::gaussian::{Accumulator, Statistics};
-use crate::heatmap::Scores;
 use crate::model::Settings;
 use crate::preprocess::{Augmentation, Placement};
 use crate::simd::Isa;
 use crate::verdict::{Calibration, CalibrationError, Invalid};
 use crate::workers::Workers;
 
+use super::outcomes::Outcomes;
 use super::{Extractor, PipelineError, Scorer};
 
 /// Good cells whose channels' spread is measured for the standardisation.
@@ -200,8 +200,7 @@ impl Fitter {
         if !settings.standardise {
             return Ok(vec![1.0; CHANNELS]);
         }
-        let moments: Vec<Mutex<Option<Result<ChannelMoments, Invalid>>>> =
-            cells.iter().map(|_| Mutex::new(None)).collect();
+        let moments = Outcomes::new(cells.len());
         let mut states = vec![(); self.extractors.len()];
         self.each(cells.len(), 1, &mut states, |extractor, (), index| {
             let outcome = extractor.load(&cells[index].path).and_then(|_| {
@@ -210,12 +209,12 @@ impl Fitter {
                     .map(ChannelMoments::of)
                     .map_err(|e| Invalid::Unreadable(e.to_string()))
             });
-            *moments[index].lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+            moments.set(index, outcome);
         });
         let mut sum = ChannelMoments::default();
         let mut skipped = Vec::new();
-        for (moments, cell) in moments.into_iter().zip(cells) {
-            match moments.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        for (moments, cell) in moments.into_all().zip(cells) {
+            match moments {
                 Some(Ok(moments)) => sum.add(&moments),
                 Some(Err(reason)) => skipped.push(Skipped { id: cell.id.clone(), reason }),
                 None => {}
@@ -280,7 +279,7 @@ impl Fitter {
                 match std::mem::replace(outcome, Ok(())) {
                     Ok(()) => batch.push(&*embedding),
                     // A cell and all its copies fail alike: it is named once.
-                    Err(reason) if image % copies == 0 => {
+                    Err(reason) if image.is_multiple_of(copies) => {
                         skipped.push(Skipped { id: cells[(image / copies) as usize].id.clone(), reason });
                     }
                     Err(_) => {}
@@ -357,8 +356,7 @@ impl Fitter {
         statistics: &Statistics<'_>,
         progress: impl Fn(u64) -> ControlFlow<()> + Sync,
     ) -> Result<(Calibration, Vec<Skipped>), FitError> {
-        let measured: Vec<Mutex<Option<Result<(Scores, f32), Invalid>>>> =
-            held_out.iter().map(|_| Mutex::new(None)).collect();
+        let measured = Outcomes::new(held_out.len());
         let count = AtomicUsize::new(0);
         self.score(held_out, settings, projection, |index, scorer, loaded| {
             let outcome = loaded.and_then(|_| scorer.measure(statistics)).map(|scores| {
@@ -366,12 +364,12 @@ impl Fitter {
                 sorted.sort_by(f32::total_cmp);
                 (scores, sorted[sorted.len() - 1 - sorted.len() / 500])
             });
-            *measured[index].lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+            measured.set(index, outcome);
             progress(count.fetch_add(1, Ordering::Relaxed) as u64 + 1)
         })?;
         let (mut scores, mut tops, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
-        for (measured, cell) in measured.into_iter().zip(held_out) {
-            match measured.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        for (measured, cell) in measured.into_all().zip(held_out) {
+            match measured {
                 Some(Ok((score, top))) => {
                     scores.push(score);
                     tops.push(top);
@@ -505,8 +503,7 @@ mod tests {
     #[test]
     fn the_scale_is_one_over_the_deviation_and_zero_for_dead_channels() {
         let mut pyramid = Pyramid::new(64);
-        for stage in 0..4 {
-            let channels = STAGE_CHANNELS[stage];
+        for (stage, channels) in STAGE_CHANNELS.into_iter().enumerate() {
             for (i, x) in pyramid.map_mut(stage).iter_mut().enumerate() {
                 let (pixel, channel) = (i / channels, i % channels);
                 *x = if channel == 0 { 3.0 } else { 5.0 + if pixel % 2 == 0 { 0.25 } else { -0.25 } };

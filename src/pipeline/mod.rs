@@ -8,10 +8,12 @@ pub mod crossval;
 mod extractor;
 pub mod fitting;
 mod inspector;
+mod outcomes;
 mod scorer;
 
 pub use extractor::Extractor;
 pub use inspector::Inspector;
+pub use outcomes::Outcomes;
 pub use scorer::Scorer;
 
 use thiserror::Error;

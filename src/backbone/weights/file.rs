@@ -1,6 +1,6 @@
 //! Weights files of any format, told apart by their first bytes.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
 
 use serde::Serialize;
@@ -9,6 +9,7 @@ use super::fold::from_torchvision;
 use super::pth;
 use super::safetensors::{self, About, OUR_FORMAT, Precision, read_folded};
 use super::{ResNet18, WeightsError};
+use crate::whole_file;
 
 /// The largest file that is read: twice a full ResNet18 with its head in FP64.
 const FILE_LIMIT: u64 = 256 << 20;
@@ -130,21 +131,5 @@ impl Loaded {
 /// # Errors
 /// What the system said, with the file's name.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), WeightsError> {
-    let write = || -> std::io::Result<()> {
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        file.write_all(bytes)?;
-        #[cfg(unix)]
-        {
-            // A temporary file is private; what people make with a tool should be as readable as any other file.
-            use std::os::unix::fs::PermissionsExt;
-            file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
-        }
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        #[cfg(unix)]
-        std::fs::File::open(folder)?.sync_all()?;
-        Ok(())
-    };
-    write().map_err(|source| WeightsError::Writing { path: path.to_owned(), source })
+    whole_file::write(path, &[bytes]).map_err(|source| WeightsError::Writing { path: path.to_owned(), source })
 }

@@ -1,7 +1,7 @@
 //! A data set on disk: images, masks, labels and the settings that made them.
 
 use std::fs;
-use std::io::{Cursor, Write};
+use std::io::{Cursor, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::synth::{self, DefectKind, Generator, SynthCell, SynthConfig};
 use crate::verdict::Class;
+use crate::whole_file;
 
 /// What `synth.json` says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -200,21 +201,7 @@ fn is_whole(path: &Path, size: u32, depth: u8) -> bool {
 
 /// Writes a file whole or not at all.
 pub(super) fn save(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let write = || -> std::io::Result<()> {
-        let mut file = tempfile::Builder::new().prefix(".cellgate-").tempfile_in(dir)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        #[cfg(unix)]
-        {
-            // Temporary files are private; what is kept follows the usual mode.
-            use std::os::unix::fs::PermissionsExt;
-            file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
-        }
-        file.persist(path)?;
-        Ok(())
-    };
-    write().with_context(|| format!("writing {}", path.display()))
+    whole_file::write(path, &[bytes]).with_context(|| format!("writing {}", path.display()))
 }
 
 #[cfg(test)]

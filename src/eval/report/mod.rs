@@ -8,7 +8,6 @@ mod inspection;
 mod svg;
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -18,6 +17,7 @@ pub use inspection::{InspectReport, InspectedCell, Outcome, Region};
 pub use svg::{Curve, Series, Threshold, svg_curve, svg_histogram, svg_roc};
 
 use super::result::Setting;
+use crate::whole_file;
 
 /// An encoded picture, PNG or JPEG.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,19 +47,7 @@ pub struct SaveError {
 /// # Errors
 /// If the folder does not exist or cannot be written, or the disk is full; what was there before stays.
 pub fn save(path: &Path, html: &str) -> Result<(), SaveError> {
-    let write = || -> std::io::Result<()> {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        // A temporary file is private by default; a report is for others to read.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
-        let mut file = builder.prefix(".report-").tempfile_in(folder)?;
-        file.write_all(html.as_bytes())?;
-        file.as_file().sync_all()?;
-        file.persist(path).map_err(|error| error.error)?;
-        Ok(())
-    };
-    write().map_err(|source| SaveError { path: path.to_path_buf(), source })
+    whole_file::write(path, &[html.as_bytes()]).map_err(|source| SaveError { path: path.to_path_buf(), source })
 }
 
 /// Text for HTML and attributes. Control characters and those that turn the direction of writing are made visible.
