@@ -10,26 +10,63 @@ struct Line([f32; LINE]);
 /// Floats in a cache line.
 pub(super) const LINE: usize = 16;
 
+/// From this many bytes on, memory is asked for in huge pages: packed weights are read once a frame from front to back,
+/// and looking up 4 KiB pages costs some percent of the whole network.
+#[cfg(target_os = "linux")]
+const HUGE: usize = 2 << 20;
+
 /// A fixed number of floats, zero at first, on a cache-line boundary.
-#[derive(Clone)]
 pub(super) struct Aligned {
-    lines: Vec<Line>,
+    store: Store,
     len: usize,
+}
+
+enum Store {
+    Lines(Vec<Line>),
+    #[cfg(target_os = "linux")]
+    Pages(memmap2::MmapMut),
 }
 
 impl Aligned {
     pub(super) fn zeros(len: usize) -> Self {
-        Self { lines: vec![Line([0.0; LINE]); len.div_ceil(LINE)], len }
+        #[cfg(target_os = "linux")]
+        if len * size_of::<f32>() >= HUGE
+            && let Ok(pages) = memmap2::MmapMut::map_anon(len * size_of::<f32>())
+        {
+            // Only a hint: a kernel without huge pages refuses it, and nothing is lost.
+            let _ = pages.advise(memmap2::Advice::HugePage);
+            return Self { store: Store::Pages(pages), len };
+        }
+        Self { store: Store::Lines(vec![Line([0.0; LINE]); len.div_ceil(LINE)]), len }
     }
 
     pub(super) fn as_slice(&self) -> &[f32] {
-        // SAFETY: a `Line` is LINE floats without padding, and `len` is at most the floats of all lines.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+        let start = match &self.store {
+            Store::Lines(lines) => lines.as_ptr().cast(),
+            #[cfg(target_os = "linux")]
+            Store::Pages(pages) => pages.as_ptr().cast(),
+        };
+        // SAFETY: a `Line` is LINE floats without padding and a page is aligned to more than a line; both stores were
+        // made for at least `len` floats, zeros at first.
+        unsafe { std::slice::from_raw_parts(start, self.len) }
     }
 
     pub(super) fn as_mut_slice(&mut self) -> &mut [f32] {
+        let start = match &mut self.store {
+            Store::Lines(lines) => lines.as_mut_ptr().cast(),
+            #[cfg(target_os = "linux")]
+            Store::Pages(pages) => pages.as_mut_ptr().cast(),
+        };
         // SAFETY: as in `as_slice`; the borrow is unique.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(start, self.len) }
+    }
+}
+
+impl Clone for Aligned {
+    fn clone(&self) -> Self {
+        let mut copy = Self::zeros(self.len);
+        copy.as_mut_slice().copy_from_slice(self.as_slice());
+        copy
     }
 }
 
@@ -59,7 +96,7 @@ impl Layout {
     }
 }
 
-/// The start of the arena while the threads of one layer share it.
+/// The start of memory that the threads of one step share: the arena, or a map of the caller's pyramid.
 #[derive(Clone, Copy)]
 pub(super) struct Memory(*mut f32);
 
@@ -69,14 +106,14 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    pub(super) fn new(arena: &mut Aligned) -> Self {
-        Self(arena.as_mut_slice().as_mut_ptr())
+    pub(super) fn new(floats: &mut [f32]) -> Self {
+        Self(floats.as_mut_ptr())
     }
 
     /// The address of the float at `offset`.
     ///
     /// # Safety
-    /// `offset` must lie inside the arena.
+    /// `offset` must lie inside the memory.
     #[inline(always)]
     pub(super) unsafe fn at(self, offset: usize) -> *mut f32 {
         // SAFETY: as the caller promised.

@@ -1,6 +1,6 @@
 //! The network as a list of steps over one arena, and how the threads share a step.
 
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::backbone::weights::Conv;
 use crate::backbone::{Pyramid, ResNet18, STAGE_CHANNELS, STAGE_STRIDES};
@@ -139,7 +139,7 @@ impl Network {
         workers: &Workers,
         mut observe: impl FnMut(&str, u64),
     ) {
-        let memory = Memory::new(&mut self.arena);
+        let memory = Memory::new(self.arena.as_mut_slice());
         for (y, row) in image.chunks_exact(self.input.side).enumerate() {
             // SAFETY: row `y` of the input lies in the arena, which nobody else uses.
             unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), memory.at(self.input.pixel(y, 0)), row.len()) };
@@ -170,7 +170,8 @@ impl Network {
                     observe("maxpool", 0);
                 }
                 Step::Output { stage, map } => {
-                    copy_out(memory, map, pyramid.map_mut(*stage));
+                    let out = Memory::new(pyramid.map_mut(*stage));
+                    workers.run(&|_| copy_out(memory, map, out, &next));
                     observe("output", 0);
                 }
             }
@@ -178,10 +179,16 @@ impl Network {
     }
 }
 
-fn copy_out(memory: Memory, map: &Tensor, out: &mut [f32]) {
-    for (y, row) in out.chunks_exact_mut(map.side * map.channels).enumerate() {
-        // SAFETY: row `y` of the map is that many floats in the arena, and nobody writes to it now.
-        unsafe { std::ptr::copy_nonoverlapping(memory.at(map.pixel(y, 0)), row.as_mut_ptr(), row.len()) };
+/// Copies rows of `map`, taken from `next`, to `out` without their border.
+fn copy_out(memory: Memory, map: &Tensor, out: Memory, next: &AtomicUsize) {
+    let len = map.side * map.channels;
+    loop {
+        let y = next.fetch_add(1, Ordering::Relaxed);
+        if y >= map.side {
+            return;
+        }
+        // SAFETY: row `y` of either is `len` floats; nobody writes to the map now, and row `y` of `out` is this thread's.
+        unsafe { std::ptr::copy_nonoverlapping(memory.at(map.pixel(y, 0)), out.at(y * len), len) };
     }
 }
 
