@@ -3,6 +3,7 @@
 mod backbone;
 mod calibrate;
 mod data;
+mod eval;
 mod fit;
 mod merge;
 mod model;
@@ -26,6 +27,7 @@ enum Verb {
     Fit(Box<fit::Args>),
     Merge(merge::Args),
     Calibrate(calibrate::Args),
+    Eval(Box<eval::Args>),
     Model(model::Args),
     Backbone(backbone::Args),
 }
@@ -42,6 +44,7 @@ impl Cli {
             Verb::Fit(args) => fit::run(*args),
             Verb::Merge(args) => merge::run(args),
             Verb::Calibrate(args) => calibrate::run(args),
+            Verb::Eval(args) => eval::run(*args),
             Verb::Model(args) => model::run(args),
             Verb::Backbone(args) => backbone::run(args),
         }

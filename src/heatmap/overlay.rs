@@ -54,6 +54,15 @@ pub fn grey(image: &[f32], side: usize) -> RgbImage {
     })
 }
 
+/// A picture as JPEG bytes, for pages with many of them; none only if memory for it is lacking.
+#[must_use]
+pub fn jpeg(picture: &RgbImage) -> Option<Vec<u8>> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 88);
+    picture.write_with_encoder(encoder).ok()?;
+    Some(bytes.into_inner())
+}
+
 fn bilinear(map: &[f32], grid: usize, y: f32, x: f32) -> f32 {
     let (y0, x0) = (y as usize, x as usize);
     let (y1, x1) = ((y0 + 1).min(grid - 1), (x0 + 1).min(grid - 1));

@@ -15,7 +15,7 @@ use crate::gaussian::shrinkage::FinishError;
 use crate::gaussian::{Accumulator, Statistics};
 use crate::heatmap::Scores;
 use crate::model::Settings;
-use crate::preprocess::Augmentation;
+use crate::preprocess::{Augmentation, Placement};
 use crate::simd::Isa;
 use crate::verdict::{Calibration, CalibrationError, Invalid};
 use crate::workers::Workers;
@@ -304,7 +304,7 @@ impl Fitter {
         cells: &[Cell],
         settings: &Settings,
         projection: &Projection,
-        tell: impl Fn(usize, &mut Scorer, Result<(), Invalid>) -> ControlFlow<()> + Sync,
+        tell: impl Fn(usize, &mut Scorer, Result<Placement, Invalid>) -> ControlFlow<()> + Sync,
     ) -> Result<(), FitError> {
         let alone = Arc::new(Workers::new(1));
         let scorers: Vec<Scorer> = std::mem::take(&mut self.extractors)
@@ -324,7 +324,9 @@ impl Fitter {
                             if index >= cells.len() || stopped.load(Ordering::Relaxed) > 0 {
                                 return scorer.into_extractor();
                             }
-                            let loaded = scorer.load(&cells[index].path).and_then(|_| scorer.project());
+                            let loaded = scorer
+                                .load(&cells[index].path)
+                                .and_then(|placement| scorer.project().map(|()| placement));
                             if tell(index, &mut scorer, loaded).is_break() {
                                 stopped.store(1, Ordering::Relaxed);
                             }
@@ -359,7 +361,7 @@ impl Fitter {
             held_out.iter().map(|_| Mutex::new(None)).collect();
         let count = AtomicUsize::new(0);
         self.score(held_out, settings, projection, |index, scorer, loaded| {
-            let outcome = loaded.and_then(|()| scorer.measure(statistics)).map(|scores| {
+            let outcome = loaded.and_then(|_| scorer.measure(statistics)).map(|scores| {
                 let mut sorted = scorer.heatmap().to_vec();
                 sorted.sort_by(f32::total_cmp);
                 (scores, sorted[sorted.len() - 1 - sorted.len() / 500])

@@ -1,8 +1,10 @@
 //! The whole way of a frame, and the fit that comes before it: the only room that knows the order of the others.
 //!
 //! [`Extractor`] takes a frame to its pyramid; [`Scorer`] goes on to heatmap and score; [`Inspector`] to the verdict.
-//! [`fitting`] runs extractors on all cores over a data set to gather, resume, merge and calibrate a model.
+//! [`fitting`] runs extractors on all cores over a data set to gather, resume, merge and calibrate a model;
+//! [`crossval`] measures every cell by statistics that have not seen it.
 
+pub mod crossval;
 mod extractor;
 pub mod fitting;
 mod inspector;

@@ -6,6 +6,7 @@
 //! - `memory`: aligned memory, and tensors (HWC, with a border of zeros) as places in it;
 //! - `gemm`: packed matrices and the register-blocked micro-kernel, written once over [`Simd`](crate::simd::Simd);
 //! - `direct`: convolutions of any size and stride as products read in place, and the maximum after conv1;
+//! - `winograd`: 3×3 convolutions with stride 1 at a quarter of the multiplications;
 //! - `network`: the steps, their buffers, and how threads share them.
 //!
 //! The threads meet once a step ([`Workers::run`]) and take items of work from a counter in between, so a thread that
@@ -16,6 +17,7 @@ mod direct;
 pub(crate) mod gemm;
 mod memory;
 mod network;
+mod winograd;
 
 use std::sync::Arc;
 
@@ -24,6 +26,8 @@ use crate::workers::Workers;
 
 use super::{Backbone, BackboneError, Identity, Pyramid, ResNet18};
 use network::Network;
+
+pub use network::Method;
 
 /// A ResNet18 packed for one image side, one instruction set and a set of threads.
 pub struct CpuBackbone {
@@ -42,11 +46,29 @@ impl CpuBackbone {
     /// # Panics
     /// If this CPU does not have `isa`.
     pub fn new(net: &ResNet18, size: usize, isa: Isa, workers: Arc<Workers>) -> Result<Self, BackboneError> {
+        Self::with_method(net, size, Method::Winograd, isa, workers)
+    }
+
+    /// [`CpuBackbone::new`] with a choice of how convolutions are computed.
+    ///
+    /// # Errors
+    /// As [`CpuBackbone::new`].
+    ///
+    /// # Panics
+    /// As [`CpuBackbone::new`].
+    pub fn with_method(
+        net: &ResNet18,
+        size: usize,
+        method: Method,
+        isa: Isa,
+        workers: Arc<Workers>,
+    ) -> Result<Self, BackboneError> {
         if size % 32 != 0 || !(64..=1024).contains(&size) {
             return Err(BackboneError::Side(size));
         }
         assert!(isa.is_available(), "this CPU has no {isa}");
-        Ok(Self { size, identity: net.identity(), workers, network: Network::new(net, size, isa) })
+        let network = Network::new(net, size, method, isa, workers.count());
+        Ok(Self { size, identity: net.identity(), workers, network })
     }
 
     /// [`Backbone::run`] that calls `observe` after each step with the step's name and its multiply-adds (0 where

@@ -8,7 +8,8 @@ use crate::simd::{Isa, Simd};
 use crate::workers::Workers;
 
 use super::direct::{Direct, MaxPool};
-use super::memory::{Aligned, Layout, Memory, Tensor};
+use super::memory::{Aligned, LINE, Layout, Memory, Tensor};
+use super::winograd::{Share, Tile, Winograd};
 
 /// Where a convolution reads and writes, and what happens to each sum on its way out.
 #[derive(Clone, Copy, Debug)]
@@ -41,9 +42,19 @@ impl Ends {
     }
 }
 
+/// How convolutions are computed; Winograd trades accuracy in the last digits for speed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Winograd where it applies (3×3, stride 1), else direct.
+    Winograd,
+    /// Direct everywhere.
+    Direct,
+}
+
 #[derive(Debug)]
 enum Algorithm {
     Direct(Direct),
+    Winograd(Winograd),
 }
 
 #[derive(Debug)]
@@ -76,18 +87,20 @@ pub(super) struct Network {
     input: Tensor,
     steps: Vec<Step>,
     arena: Aligned,
+    /// Where the threads' scratch begins, and how much each has.
+    scratch: (usize, usize),
 }
 
 /// Buffers are shared as far as a residual block allows: each stage has `kept`, the map that the shortcut passes by
 /// and to which the second convolution adds, and `inner`, between the two convolutions.
 impl Network {
-    pub(super) fn new(net: &ResNet18, size: usize, isa: Isa) -> Self {
+    pub(super) fn new(net: &ResNet18, size: usize, method: Method, isa: Isa, threads: usize) -> Self {
         let mut layout = Layout::default();
         let mut steps = Vec::new();
         let mut convs = net.convs().iter();
         let mut convolution = |input, output, add, relu| {
             let conv = convs.next().expect("ResNet18 has checked that every convolution is there");
-            Step::Convolution(Layer::new(conv, Ends { input, output, add, relu }, isa))
+            Step::Convolution(Layer::new(conv, Ends { input, output, add, relu }, method, isa))
         };
 
         let input = Tensor::new(&mut layout, size, 1, 3);
@@ -112,7 +125,9 @@ impl Network {
             steps.push(Step::Output { stage, map: kept });
             before = kept;
         }
-        Self { isa, input, steps, arena: layout.allocate() }
+        let scratch = steps.iter().map(Step::scratch).max().unwrap_or(0).next_multiple_of(LINE);
+        let scratch = (layout.reserve(scratch * threads), scratch);
+        Self { isa, input, steps, arena: layout.allocate(), scratch }
     }
 
     /// Runs all steps; `observe` hears of each when it is done, with its name and its multiply-adds (0 for a step that
@@ -134,11 +149,18 @@ impl Network {
             let next = AtomicUsize::new(0);
             match step {
                 Step::Convolution(layer) => {
-                    workers.run(&|_| {
+                    let share = Share { next: &next, threads: workers.count() };
+                    let (scratch, each) = self.scratch;
+                    workers.run(&|thread| {
                         let Layer { bias, ends, .. } = layer;
-                        match &layer.algorithm {
-                            // SAFETY: the tensors lie in this arena, and only this step's threads use it.
-                            Algorithm::Direct(conv) => unsafe { conv.run(isa, memory, ends, bias, &next) },
+                        // SAFETY: tensors and scratch lie in this arena, which only this step's threads use now.
+                        unsafe {
+                            match &layer.algorithm {
+                                Algorithm::Direct(conv) => conv.run(isa, memory, ends, bias, &next),
+                                Algorithm::Winograd(conv) => {
+                                    conv.run(isa, memory, ends, bias, share, scratch + thread * each);
+                                }
+                            }
                         }
                     });
                     observe(&layer.name, layer.multiply_adds);
@@ -163,11 +185,26 @@ fn copy_out(memory: Memory, map: &Tensor, out: &mut [f32]) {
     }
 }
 
+impl Step {
+    /// Floats of scratch that each thread needs.
+    fn scratch(&self) -> usize {
+        match self {
+            Self::Convolution(Layer { algorithm: Algorithm::Winograd(conv), .. }) => conv.scratch(),
+            _ => 0,
+        }
+    }
+}
+
 impl Layer {
-    fn new(conv: &Conv, ends: Ends, isa: Isa) -> Self {
+    fn new(conv: &Conv, ends: Ends, method: Method, isa: Isa) -> Self {
+        let algorithm = if method == Method::Winograd && conv.kernel == 3 && conv.stride == 1 {
+            Algorithm::Winograd(Winograd::new(conv, Tile::for_side(ends.output.side), isa))
+        } else {
+            Algorithm::Direct(Direct::new(conv, isa))
+        };
         Self {
             name: conv.name.clone(),
-            algorithm: Algorithm::Direct(Direct::new(conv, isa)),
+            algorithm,
             bias: conv.bias.clone(),
             multiply_adds: (ends.output.pixels() * conv.weight.len()) as u64,
             ends,

@@ -21,8 +21,9 @@ fn relative_error(got: &[f32], want: &[f64]) -> f64 {
     got.iter().zip(want).fold(0.0, |m: f64, (&g, w)| m.max((f64::from(g) - w).abs())) / largest
 }
 
-fn run(net: &ResNet18, size: usize, isa: Isa, threads: usize, image: &[f32]) -> Pyramid {
-    let mut backbone = CpuBackbone::new(net, size, isa, Arc::new(Workers::new(threads))).unwrap();
+fn run(net: &ResNet18, size: usize, method: Method, isa: Isa, threads: usize, image: &[f32]) -> Pyramid {
+    let workers = Arc::new(Workers::new(threads));
+    let mut backbone = CpuBackbone::with_method(net, size, method, isa, workers).unwrap();
     let mut pyramid = Pyramid::new(size);
     backbone.run(image, &mut pyramid).unwrap();
     // A second run must not see anything of the first.
@@ -33,27 +34,49 @@ fn run(net: &ResNet18, size: usize, isa: Isa, threads: usize, image: &[f32]) -> 
 }
 
 #[test]
-fn every_instruction_set_agrees_with_the_f64_reference_whatever_the_threads() {
+fn every_instruction_set_agrees_with_the_f64_reference_at_64() {
+    every_instruction_set_agrees(64);
+}
+
+#[test]
+fn every_instruction_set_agrees_with_the_f64_reference_at_96() {
+    every_instruction_set_agrees(96);
+}
+
+/// Both methods within their tolerance of the f64 reference, and the same to the bit whatever the threads.
+fn every_instruction_set_agrees(size: usize) {
     let net = ResNet18::embedded().unwrap();
-    for size in [64, 96] {
-        let image = image(size);
-        let expected = reference::forward(&net, &image, size);
-        for isa in Isa::available() {
-            let alone = run(&net, size, isa, 1, &image);
+    let image = image(size);
+    let expected = reference::forward(&net, &image, size);
+    for isa in Isa::available() {
+        for (method, tolerance) in [(Method::Direct, 1e-5), (Method::Winograd, 1e-3)] {
+            let alone = run(&net, size, method, isa, 1, &image);
             for (stage, want) in expected.iter().enumerate() {
                 let error = relative_error(alone.map(stage), want);
-                println!("{isa} S={size} stage {}: {error:.1e}", stage + 1);
-                assert!(error <= TOLERANCE, "{isa} S={size} stage {}: relative error {error:e}", stage + 1);
+                let case = format!("{method:?} on {isa}, S={size}, stage {}", stage + 1);
+                println!("{case}: {error:.1e}");
+                assert!(error <= tolerance, "{case}: relative error {error:e}");
             }
             for threads in [2, 3] {
-                assert!(run(&net, size, isa, threads, &image) == alone, "{isa} S={size}: {threads} threads differ");
+                let shared = run(&net, size, method, isa, threads, &image);
+                assert!(shared == alone, "{method:?} on {isa}, S={size}: {threads} threads differ");
             }
         }
     }
 }
 
-/// Direct convolution only.
-const TOLERANCE: f64 = 1e-5;
+/// 224 is where tiles hang over the edge: 56 pixels are 14 tiles of 4, but 14 are 3½, and 7 are 3½ tiles of 2.
+#[test]
+fn tiles_over_the_edge_agree_with_the_f64_reference() {
+    let net = ResNet18::embedded().unwrap();
+    let image = image(224);
+    let pyramid = run(&net, 224, Method::Winograd, Isa::detect(), 2, &image);
+    for (stage, want) in reference::forward(&net, &image, 224).iter().enumerate() {
+        let error = relative_error(pyramid.map(stage), want);
+        println!("S=224, stage {}: {error:.1e}", stage + 1);
+        assert!(error <= 1e-3, "stage {}: relative error {error:e}", stage + 1);
+    }
+}
 
 #[test]
 fn a_nan_anywhere_reaches_every_map() {

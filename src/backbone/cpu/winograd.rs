@@ -1,0 +1,378 @@
+//! Winograd's minimal filtering for 3×3 convolutions with stride 1 (Lavin and Gray, "Fast algorithms for convolutional
+//! neural networks", 2016).
+//!
+//! F(m×m, 3×3) makes an m×m tile of output from an (m + 2)×(m + 2) tile of input with (m + 2)² multiplications instead
+//! of 9·m²: a quarter for m = 4, 1/2.25 for m = 2. The image is worked through in blocks of tiles that stay in cache:
+//! input tiles are transformed, each of the (m + 2)² *points* is one small matrix product over the channels, and the
+//! products are transformed back, with bias, shortcut and ReLU on the way out.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::backbone::weights::Conv;
+use crate::simd::{Isa, Kernel, Simd};
+
+use super::gemm::{GemmRows, PackedMatrix, in_row_groups};
+use super::memory::{LINE, Memory};
+use super::network::Ends;
+
+/// Output channels that are taken at a time: the product of a block's tiles stays in cache until it is transformed back.
+const GROUP: usize = 64;
+
+/// The side m of the output tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tile {
+    /// F(2×2, 3×3).
+    Two,
+    /// F(4×4, 3×3).
+    Four,
+}
+
+impl Tile {
+    /// The rule: tiles of 4, unless the map has so few of them that the transformed weights, four times the plain ones,
+    /// cost more to fetch than they spare: each weight is used once a tile.
+    pub(super) fn for_side(side: usize) -> Self {
+        if side.div_ceil(4).pow(2) < 12 { Self::Two } else { Self::Four }
+    }
+
+    const fn side(self) -> usize {
+        match self {
+            Self::Two => 2,
+            Self::Four => 4,
+        }
+    }
+
+    const fn points(self) -> usize {
+        (self.side() + 2) * (self.side() + 2)
+    }
+}
+
+/// A convolution packed for [`Winograd::run`].
+#[derive(Debug)]
+pub(super) struct Winograd {
+    /// Rows are input channels; columns run over groups of output channels, points, and the channels of a group.
+    weights: PackedMatrix,
+    tile: Tile,
+    inputs: usize,
+    outputs: usize,
+}
+
+impl Winograd {
+    pub(super) fn new(conv: &Conv, tile: Tile, isa: Isa) -> Self {
+        let transformed = match tile {
+            Tile::Two => transform_weights::<F2, 4, 2>(conv),
+            Tile::Four => transform_weights::<F4, 6, 4>(conv),
+        };
+        let Conv { inputs, outputs, .. } = *conv;
+        let points = tile.points();
+        let weights = PackedMatrix::new(isa, inputs, points * outputs, |i, column| {
+            let (group, rest) = (column / (points * GROUP), column % (points * GROUP));
+            let (point, o) = (rest / GROUP, group * GROUP + rest % GROUP);
+            transformed[(i * points + point) * outputs + o]
+        });
+        Self { weights, tile, inputs, outputs }
+    }
+
+    /// Tiles of a block: enough to use each weight often, few enough that transformed input, product and one group's
+    /// weights stay in the second cache level.
+    fn block(&self) -> usize {
+        if self.inputs <= 128 { 32 } else { 16 }
+    }
+
+    /// Floats between the points of the transformed input. A line more than needed, lest all points fall on the same
+    /// cache sets.
+    fn input_point(&self) -> usize {
+        self.block() * self.inputs + LINE
+    }
+
+    /// Floats between the points of the product.
+    fn product_point(&self) -> usize {
+        self.block() * GROUP + LINE
+    }
+
+    /// Floats of scratch that each thread needs.
+    pub(super) fn scratch(&self) -> usize {
+        self.tile.points() * (self.input_point() + self.product_point())
+    }
+
+    /// Takes items from `next` until none is left. `scratch` is the offset of this thread's own scratch.
+    ///
+    /// # Safety
+    /// `memory` must be the arena in which the tensors of `ends` lie, of this convolution's shapes, and the scratch;
+    /// nobody but callers of this with the same `next` may use the output meanwhile, and nobody else the scratch.
+    pub(super) unsafe fn run(
+        &self,
+        isa: Isa,
+        memory: Memory,
+        ends: &Ends,
+        bias: &[f32],
+        share: Share<'_>,
+        scratch: usize,
+    ) {
+        // SAFETY: the scratch lies in the arena.
+        let transformed = unsafe { memory.at(scratch) };
+        let product = transformed.wrapping_add(self.tile.points() * self.input_point());
+        isa.run(WinogradKernel { conv: self, memory, ends, bias, share, transformed, product });
+    }
+}
+
+/// How the threads share a step.
+#[derive(Clone, Copy)]
+pub(super) struct Share<'a> {
+    /// The next item of work.
+    pub(super) next: &'a AtomicUsize,
+    /// How many take items.
+    pub(super) threads: usize,
+}
+
+struct WinogradKernel<'a> {
+    conv: &'a Winograd,
+    memory: Memory,
+    ends: &'a Ends,
+    bias: &'a [f32],
+    share: Share<'a>,
+    transformed: *mut f32,
+    product: *mut f32,
+}
+
+impl Kernel for WinogradKernel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: as the caller of `Winograd::run` promised.
+        unsafe {
+            match self.conv.tile {
+                Tile::Two => self.blocks::<S, F2, 4, 2>(),
+                Tile::Four => self.blocks::<S, F4, 6, 4>(),
+            }
+        }
+    }
+}
+
+impl WinogradKernel<'_> {
+    #[inline(always)]
+    unsafe fn blocks<S: Simd, F: Filter<IN, OUT>, const IN: usize, const OUT: usize>(&self) {
+        let conv = self.conv;
+        let across = self.ends.output.side.div_ceil(OUT);
+        let tiles = across * across;
+        let blocks = tiles.div_ceil(conv.block());
+        let groups = conv.outputs / GROUP;
+        // With few blocks an item is one group of channels of a block, and each thread transforms the block's input
+        // for itself: in the deep layers that have few tiles, that is little beside the products.
+        let groups_per_item = if blocks >= 2 * self.share.threads { groups } else { 1 };
+        let items_per_block = groups / groups_per_item;
+        let mut ready = usize::MAX;
+        loop {
+            let item = self.share.next.fetch_add(1, Ordering::Relaxed);
+            if item >= blocks * items_per_block {
+                return;
+            }
+            let block = item / items_per_block;
+            let first = block * conv.block();
+            let count = conv.block().min(tiles - first);
+            // SAFETY: the block's tiles exist; scratch is this thread's, and no other thread has this item's outputs.
+            unsafe {
+                if ready != block {
+                    self.transform_input::<S, F, IN, OUT>(across, first, count);
+                    ready = block;
+                }
+                let group = item % items_per_block * groups_per_item;
+                for group in group..group + groups_per_item {
+                    self.multiply::<S>(group, count);
+                    self.transform_output::<S, F, IN, OUT>(across, first, count, group * GROUP);
+                }
+            }
+        }
+    }
+
+    /// Bᵀ d B of each tile, for all channels.
+    #[inline(always)]
+    unsafe fn transform_input<S: Simd, F: Filter<IN, OUT>, const IN: usize, const OUT: usize>(
+        &self,
+        across: usize,
+        first: usize,
+        count: usize,
+    ) {
+        let input = &self.ends.input;
+        let (channels, row, point) = (input.channels, input.row_stride(), self.conv.input_point());
+        for tile in 0..count {
+            let (y, x) = ((first + tile) / across * OUT, (first + tile) % across * OUT);
+            // SAFETY: tensors are readable in whole tiles and their border; the scratch holds `block` tiles a point.
+            unsafe {
+                let from = self.memory.at(input.bordered(y + input.pad - 1, x + input.pad - 1)).cast_const();
+                let to = self.transformed.add(tile * channels);
+                for c in (0..channels).step_by(S::LANES) {
+                    let mut half = [[S::splat(0.0); IN]; IN];
+                    for j in 0..IN {
+                        let column = std::array::from_fn(|i| S::load(from.wrapping_add(i * row + j * channels + c)));
+                        let column = F::input::<S>(column);
+                        for i in 0..IN {
+                            half[i][j] = column[i];
+                        }
+                    }
+                    for (i, &half) in half.iter().enumerate() {
+                        for (j, &v) in F::input::<S>(half).iter().enumerate() {
+                            S::store(to.add((i * IN + j) * point + c), v);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The products of all points for one group of output channels.
+    #[inline(always)]
+    unsafe fn multiply<S: Simd>(&self, group: usize, count: usize) {
+        let conv = self.conv;
+        let (points, panels) = (conv.tile.points(), GROUP / conv.weights.panel());
+        for point in 0..points {
+            for panel in 0..panels {
+                // SAFETY: both sides of the product lie in the scratch, as laid out by `scratch`.
+                unsafe {
+                    let rows = GemmRows {
+                        a: self.transformed.add(point * conv.input_point()),
+                        lda: conv.inputs,
+                        depth: conv.inputs,
+                        b: conv.weights.panel_ptr((group * points + point) * panels + panel),
+                        c: self.product.add(point * conv.product_point() + panel * conv.weights.panel()),
+                        ldc: GROUP,
+                    };
+                    in_row_groups::<S, _>(&rows, 0..count);
+                }
+            }
+        }
+    }
+
+    /// Aᵀ m A of each tile, for one group of output channels from `channel` on, out through [`Ends::finish`].
+    #[inline(always)]
+    unsafe fn transform_output<S: Simd, F: Filter<IN, OUT>, const IN: usize, const OUT: usize>(
+        &self,
+        across: usize,
+        first: usize,
+        count: usize,
+        channel: usize,
+    ) {
+        let (output, point) = (&self.ends.output, self.conv.product_point());
+        for tile in 0..count {
+            let (y, x) = ((first + tile) / across * OUT, (first + tile) % across * OUT);
+            let (rows, columns) = (OUT.min(output.side - y), OUT.min(output.side - x));
+            for c in (0..GROUP).step_by(S::LANES) {
+                // SAFETY: the scratch holds `block` tiles a point; only pixels inside the map are written.
+                unsafe {
+                    let from = self.product.add(tile * GROUP + c).cast_const();
+                    let bias = S::load(self.bias.as_ptr().add(channel + c));
+                    let mut half = [[S::splat(0.0); IN]; OUT];
+                    for j in 0..IN {
+                        let column = std::array::from_fn(|i| S::load(from.wrapping_add((i * IN + j) * point)));
+                        let column = F::output::<S>(column);
+                        for i in 0..OUT {
+                            half[i][j] = column[i];
+                        }
+                    }
+                    for (i, &half) in half[..rows].iter().enumerate() {
+                        let out = self.memory.at(output.pixel(y + i, x) + channel + c);
+                        for (j, &v) in F::output::<S>(half)[..columns].iter().enumerate() {
+                            self.ends.finish::<S>(S::add(v, bias), out.add(j * output.channels));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The three matrices of F(OUT×OUT, 3×3) with IN = OUT + 2, each applied to one row or column.
+trait Filter<const IN: usize, const OUT: usize> {
+    /// G, for the weights.
+    const WEIGHTS: [[f64; 3]; IN];
+    /// Bᵀ.
+    unsafe fn input<S: Simd>(d: [S::V; IN]) -> [S::V; IN];
+    /// Aᵀ.
+    unsafe fn output<S: Simd>(m: [S::V; IN]) -> [S::V; OUT];
+}
+
+struct F2;
+
+// SAFETY (whole impl): vector arithmetic only; the CPU has `S`.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Filter<4, 2> for F2 {
+    const WEIGHTS: [[f64; 3]; 4] = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
+
+    #[inline(always)]
+    unsafe fn input<S: Simd>(d: [S::V; 4]) -> [S::V; 4] {
+        unsafe { [S::sub(d[0], d[2]), S::add(d[1], d[2]), S::sub(d[2], d[1]), S::sub(d[1], d[3])] }
+    }
+
+    #[inline(always)]
+    unsafe fn output<S: Simd>(m: [S::V; 4]) -> [S::V; 2] {
+        unsafe { [S::add(S::add(m[0], m[1]), m[2]), S::sub(S::sub(m[1], m[2]), m[3])] }
+    }
+}
+
+struct F4;
+
+// SAFETY (whole impl): vector arithmetic only; the CPU has `S`.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Filter<6, 4> for F4 {
+    const WEIGHTS: [[f64; 3]; 6] = [
+        [1.0 / 4.0, 0.0, 0.0],
+        [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
+        [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],
+        [1.0 / 24.0, 1.0 / 12.0, 1.0 / 6.0],
+        [1.0 / 24.0, -1.0 / 12.0, 1.0 / 6.0],
+        [0.0, 0.0, 1.0],
+    ];
+
+    #[inline(always)]
+    unsafe fn input<S: Simd>(d: [S::V; 6]) -> [S::V; 6] {
+        unsafe {
+            let (two, four, five) = (S::splat(2.0), S::splat(4.0), S::splat(-5.0));
+            let (minus_two, minus_four) = (S::splat(-2.0), S::splat(-4.0));
+            let (even, odd) = (S::fma(minus_four, d[2], d[4]), S::fma(minus_four, d[1], d[3]));
+            let (outer, inner) = (S::sub(d[4], d[2]), S::sub(d[3], d[1]));
+            [
+                S::fma(four, d[0], S::fma(five, d[2], d[4])),
+                S::add(even, odd),
+                S::sub(even, odd),
+                S::fma(two, inner, outer),
+                S::fma(minus_two, inner, outer),
+                S::fma(four, d[1], S::fma(five, d[3], d[5])),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn output<S: Simd>(m: [S::V; 6]) -> [S::V; 4] {
+        unsafe {
+            let (near, near_odd) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
+            let (far, far_odd) = (S::add(m[3], m[4]), S::sub(m[3], m[4]));
+            [
+                S::add(S::add(m[0], near), far),
+                S::fma(S::splat(2.0), far_odd, near_odd),
+                S::fma(S::splat(4.0), far, near),
+                S::add(S::fma(S::splat(8.0), far_odd, near_odd), m[5]),
+            ]
+        }
+    }
+}
+
+/// G w Gᵀ of every kernel, in f64: `inputs × points × outputs`.
+fn transform_weights<F: Filter<IN, OUT>, const IN: usize, const OUT: usize>(conv: &Conv) -> Vec<f32> {
+    let Conv { inputs, outputs, .. } = *conv;
+    let mut transformed = vec![0.0; inputs * IN * IN * outputs];
+    for i in 0..inputs {
+        for o in 0..outputs {
+            let w = &conv.weight[(o * inputs + i) * 9..][..9];
+            // G w, IN rows of 3.
+            let half = F::WEIGHTS
+                .map(|g| std::array::from_fn::<f64, 3, _>(|x| (0..3).map(|y| g[y] * f64::from(w[y * 3 + x])).sum()));
+            for (row, half) in half.iter().enumerate() {
+                for (column, g) in F::WEIGHTS.iter().enumerate() {
+                    let value: f64 = (0..3).map(|x| half[x] * g[x]).sum();
+                    transformed[(i * IN * IN + row * IN + column) * outputs + o] = value as f32;
+                }
+            }
+        }
+    }
+    transformed
+}

@@ -1,0 +1,160 @@
+//! Cross-validation: every cell is measured by statistics that have not seen it.
+//!
+//! For fold i the scale of the channels, W, the Gaussian and everything after it come from the good cells of the other
+//! folds. A threshold for fold i needs scores of training cells that are like test scores: so a cell of training fold l
+//! is measured by statistics of the folds other than i *and* l. Co-moments are gathered once per training fold and
+//! joined as needed.
+
+use std::ops::ControlFlow;
+use std::sync::{Mutex, PoisonError};
+
+use crate::embedding::Projection;
+use crate::gaussian::Accumulator;
+use crate::gaussian::factors::OwnedStatistics;
+use crate::heatmap::Scores;
+use crate::model::Settings;
+use crate::preprocess::Placement;
+use crate::verdict::Invalid;
+
+use super::Scorer;
+use super::fitting::{Cell, FitError, Fitter, Plan, Skipped, check_skipped};
+
+/// A cell of the data set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoldCell {
+    /// The cell.
+    pub cell: Cell,
+    /// Whether it may take part in statistics.
+    pub good: bool,
+    /// The fold that tests it, from 0.
+    pub fold: usize,
+}
+
+/// What one fold gives.
+#[derive(Clone, Debug)]
+pub struct FoldScores {
+    /// From 0.
+    pub fold: usize,
+    /// For every cell of the data set, in its order: as a test cell if it is of this fold, else as a training cell.
+    pub scores: Vec<Result<Scores, Invalid>>,
+    /// Good cells in the fold's statistics.
+    pub fitted: u64,
+}
+
+/// The statistics of a fold, while they are there: to draw its mistakes.
+pub struct FoldModel<'a> {
+    fitter: &'a mut Fitter,
+    settings: &'a Settings,
+    projection: Projection,
+    statistics: OwnedStatistics,
+}
+
+impl FoldModel<'_> {
+    /// Measures some cells again, one after another on whichever thread; `look` sees each with its heatmap.
+    ///
+    /// # Errors
+    /// If the pipeline fails.
+    pub fn look_again(
+        &mut self,
+        cells: &[Cell],
+        look: impl Fn(usize, &mut Scorer, Result<Scores, Invalid>) + Sync,
+    ) -> Result<(), FitError> {
+        let view = self.statistics.view();
+        self.fitter.score(cells, self.settings, &self.projection, |index, scorer, loaded| {
+            let measured = loaded.and_then(|_| scorer.measure(&view));
+            look(index, scorer, measured);
+            ControlFlow::Continue(())
+        })
+    }
+}
+
+/// How far a cross-validation is: images done since the last word, in all `folds · (cells + good cells elsewhere)`.
+pub type Tick<'a> = dyn Fn(u64) -> ControlFlow<()> + Sync + 'a;
+
+/// Images that [`cross_validate`] goes through.
+#[must_use]
+pub fn images(cells: &[FoldCell], folds: usize, settings: &Settings) -> u64 {
+    let good = cells.iter().filter(|c| c.good).count() as u64;
+    let copies = u64::from(settings.augment.images_per_cell());
+    folds as u64 * cells.len() as u64 + (folds as u64 - 1) * good * copies
+}
+
+/// Runs all folds. `test` sees each test cell with its heatmap, on whichever thread; `after` hears each fold's scores
+/// while its statistics are still there.
+///
+/// # Errors
+/// If statistics cannot be made, more than a tenth of the good cells cannot be used, or `tick` says so.
+pub fn cross_validate(
+    fitter: &mut Fitter,
+    cells: &[FoldCell],
+    folds: usize,
+    settings: &Settings,
+    tick: &Tick<'_>,
+    test: impl Fn(usize, &mut Scorer, &Placement) + Sync,
+    mut after: impl FnMut(&FoldScores, FoldModel<'_>) -> Result<(), FitError>,
+) -> Result<Vec<FoldScores>, FitError> {
+    let everyone: Vec<Cell> = cells.iter().map(|c| c.cell.clone()).collect();
+    let mut results = Vec::with_capacity(folds);
+    for fold in 0..folds {
+        let good = |other: usize| -> Vec<Cell> {
+            cells.iter().filter(|c| c.good && c.fold == other).map(|c| c.cell.clone()).collect()
+        };
+        let training: Vec<Cell> = (0..folds).filter(|&l| l != fold).flat_map(good).collect();
+        let plan = Plan { fit: training, held_out: Vec::new(), list: [0; 32] };
+        let scale = fitter.channel_scale(&plan.scale_cells(settings.seed), settings)?;
+        let projection = Projection::semi_orthogonal(settings.k as usize, settings.seed, settings.stages, &scale)?;
+
+        let mut moments: Vec<Accumulator> = Vec::with_capacity(folds);
+        let mut skipped: Vec<Skipped> = Vec::new();
+        for other in 0..folds {
+            let mut part = Accumulator::new(settings.grid as usize, settings.k as usize);
+            if other != fold {
+                let mut done = 0;
+                let mut before = 0;
+                fitter.accumulate(&good(other), settings, &projection, &mut part, &mut done, |done, lost| {
+                    skipped.extend(lost);
+                    let step = done - before;
+                    before = done;
+                    tick(step)
+                })?;
+            }
+            moments.push(part);
+        }
+        check_skipped(&skipped, plan.fit.len() as u64, 0.1)?;
+        let join = |without: usize| -> Result<OwnedStatistics, FitError> {
+            let mut sum = Accumulator::new(settings.grid as usize, settings.k as usize);
+            (0..folds).filter(|&l| l != fold && l != without).for_each(|l| sum.merge(&moments[l]));
+            Ok(sum.finish(settings.shrinkage, settings.precision, fitter.workers())?)
+        };
+        // statistics[l] measures the cells of fold l; with only two folds a training cell has no third to be measured
+        // by, and its own fold's statistics must do.
+        let statistics: Vec<OwnedStatistics> =
+            (0..folds).map(|l| join(if folds > 2 { l } else { fold })).collect::<Result<_, _>>()?;
+        let fitted = moments.iter().map(Accumulator::count).sum();
+        drop(moments);
+
+        let views: Vec<_> = statistics.iter().map(OwnedStatistics::view).collect();
+        let measured: Vec<Mutex<Option<Result<Scores, Invalid>>>> = cells.iter().map(|_| Mutex::new(None)).collect();
+        fitter.score(&everyone, settings, &projection, |index, scorer, loaded| {
+            let outcome = loaded.and_then(|placement| {
+                let scores = scorer.measure(&views[cells[index].fold])?;
+                if cells[index].fold == fold {
+                    test(index, scorer, &placement);
+                }
+                Ok(scores)
+            });
+            *measured[index].lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+            tick(1)
+        })?;
+        let scores = measured
+            .into_iter()
+            .map(|m| m.into_inner().unwrap_or_else(PoisonError::into_inner).unwrap_or(Err(Invalid::NotFinite)))
+            .collect();
+        let result = FoldScores { fold, scores, fitted };
+        drop(views);
+        let own = statistics.into_iter().nth(fold).unwrap_or_else(|| unreachable!("one set of statistics a fold"));
+        after(&result, FoldModel { fitter, settings, projection, statistics: own })?;
+        results.push(result);
+    }
+    Ok(results)
+}
