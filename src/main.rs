@@ -6,7 +6,7 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     match cellgate::cli::Cli::parse().run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("cellgate: {error:#}");
             ExitCode::FAILURE

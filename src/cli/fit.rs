@@ -155,7 +155,8 @@ fn resume(path: &Path, fresh: &PartialHeader) -> anyhow::Result<Option<(PartialH
     Ok(Some((header, moments)))
 }
 
-fn gather(
+/// Takes `cells` into `moments`, from image `header.done` on.
+pub fn gather(
     fitter: &mut Fitter,
     cells: &[Cell],
     header: &mut PartialHeader,

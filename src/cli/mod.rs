@@ -3,12 +3,16 @@
 mod backbone;
 mod calibrate;
 mod data;
+mod demo;
 mod eval;
 mod fit;
+mod inspect;
 mod merge;
 mod model;
 mod shared;
 mod synth;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -22,9 +26,11 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Demo(demo::Args),
     Data(data::Args),
     Synth(synth::Args),
     Fit(Box<fit::Args>),
+    Inspect(inspect::Args),
     Merge(merge::Args),
     Calibrate(calibrate::Args),
     Eval(Box<eval::Args>),
@@ -33,20 +39,23 @@ enum Verb {
 }
 
 impl Cli {
-    /// Does what the command line asks for.
+    /// Does what the command line asks for, and says with which status to exit.
     ///
     /// # Errors
     /// What went wrong, as a chain that names what was attempted, the file and the remedy.
-    pub fn run(self) -> anyhow::Result<()> {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.verb {
+            Verb::Demo(args) => demo::run(args),
             Verb::Data(args) => data::run(args),
             Verb::Synth(args) => synth::run(args),
             Verb::Fit(args) => fit::run(*args),
+            Verb::Inspect(args) => return inspect::run(args),
             Verb::Merge(args) => merge::run(args),
             Verb::Calibrate(args) => calibrate::run(args),
             Verb::Eval(args) => eval::run(*args),
             Verb::Model(args) => model::run(args),
             Verb::Backbone(args) => backbone::run(args),
-        }
+        }?;
+        Ok(ExitCode::SUCCESS)
     }
 }

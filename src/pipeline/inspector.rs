@@ -9,7 +9,7 @@ use crate::frame::Frame;
 use crate::heatmap::Scores;
 use crate::model::Model;
 use crate::preprocess::Placement;
-use crate::verdict::{Invalid, Verdict};
+use crate::verdict::{Invalid, Latency, Verdict};
 use crate::workers::Workers;
 
 use super::extractor::lap;
@@ -36,20 +36,26 @@ impl Inspector {
 
     /// Judges the cell in a frame.
     pub fn inspect(&mut self, frame: &Frame) -> Verdict {
+        let started = Instant::now();
         let measured = self.scorer.score_frame(frame, &self.model.statistics());
-        self.decide(measured)
+        self.decide(measured, started)
     }
 
     /// Judges the cell in an image file.
     pub fn inspect_file(&mut self, path: &Path) -> Verdict {
+        let started = Instant::now();
         let measured = self.scorer.score_file(path, &self.model.statistics());
-        self.decide(measured)
+        self.decide(measured, started)
     }
 
-    fn decide(&mut self, measured: Result<(Scores, Placement), Invalid>) -> Verdict {
+    fn decide(&mut self, measured: Result<(Scores, Placement), Invalid>, mut started: Instant) -> Verdict {
         let (distances, placement) = match measured {
             Ok(measured) => measured,
-            Err(reason) => return Verdict::invalid(reason),
+            Err(reason) => {
+                // Nearly always a gate, and what little came after it counts as its time.
+                let latency = Latency { preprocess_us: lap(&mut started), ..Latency::default() };
+                return Verdict { latency, ..Verdict::invalid(reason) };
+            }
         };
         let Some(calibration) = &self.model.header().calibration else {
             return Verdict::invalid(Invalid::Uncalibrated);

@@ -1,6 +1,7 @@
 //! What cellgate says about a cell: a pass, a reject, or that it cannot say.
 
 mod calibration;
+pub mod payload;
 
 use std::fmt;
 

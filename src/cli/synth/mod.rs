@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::synth::{DefectKind, Generator, Selection, SynthConfig};
 use crate::verdict::Class;
+pub(super) use write::data_set;
 
 /// Draw synthetic electroluminescence images of solar cells, with the truth about every pixel.
 ///

@@ -29,7 +29,8 @@ struct Settings {
 /// Set by Ctrl-C: every thread stops after its cell.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-pub(super) fn data_set(
+/// Writes cells 0 to `count` − 1 and their labels into `dir`, or those of them that are missing there.
+pub(in crate::cli) fn data_set(
     generator: &Generator,
     count: u64,
     masks: bool,
