@@ -268,7 +268,7 @@ mod interrupted {
         let cells = bench.cells();
         let broken = &fitted_names(1)[0];
         std::fs::write(cells.join(broken), "this is no image").unwrap();
-        let more = ["--copies", "20"];
+        let more = ["--copies", "8"];
         let (out, partial) = (bench.path("m.cgm"), bench.path("m.cgm.partial"));
         let (said, code) = press(fit(&cells, &out, &more), &format!("skipping {broken}"));
         assert_eq!(code, Some(1), "{said}");
@@ -278,8 +278,8 @@ mod interrupted {
         assert!(partial.is_file() && !out.exists(), "{said}");
 
         // Other settings, another backbone's or other cells' partials are not gone on with.
-        fails(fit(&cells, &out, &["--copies", "19"]), &["m.cgm.partial", "other settings", "remove it"]);
-        fails(fit(&cells, &out, &["--copies", "20", "--seed", "9"]), &["m.cgm.partial", "other settings"]);
+        fails(fit(&cells, &out, &["--copies", "7"]), &["m.cgm.partial", "other settings", "remove it"]);
+        fails(fit(&cells, &out, &["--copies", "8", "--seed", "9"]), &["m.cgm.partial", "other settings"]);
         let damaged = bench.path("d.cgm.partial");
         std::fs::write(&damaged, &std::fs::read(&partial).unwrap()[..3000]).unwrap();
         fails(fit(&cells, &bench.path("d.cgm"), &more), &["d.cgm.partial", "damaged"]);
@@ -307,7 +307,7 @@ mod interrupted {
         std::fs::remove_file(cells.join(&broken)).unwrap();
         std::fs::write(cells.join(&broken), "this is no image").unwrap();
         let shards = [bench.path("s0.cgp"), bench.path("s1.cgp")];
-        let shard = |i: usize| fit(&cells, &shards[i], &["--copies", "20", "--shard", &format!("{i}/2")]);
+        let shard = |i: usize| fit(&cells, &shards[i], &["--copies", "8", "--shard", &format!("{i}/2")]);
         let (said, code) = press(shard(0), &format!("skipping {broken}"));
         assert_eq!(code, Some(1), "{said}");
         succeeds(shard(1));
