@@ -2,10 +2,93 @@
 #![allow(dead_code, missing_docs)]
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cellgate::backbone::ResNet18;
+use cellgate::backbone::cpu::CpuBackbone;
+use cellgate::embedding::Projection;
+use cellgate::gaussian::{Accumulator, Precision};
+use cellgate::model::{Header, Model, Provenance, Settings};
+use cellgate::pipeline::Extractor;
+use cellgate::pipeline::fitting::{Cell, Fitter};
+use cellgate::preprocess::PreprocessConfig;
+use cellgate::simd::Isa;
+use cellgate::synth::{Generator, Selection, SynthConfig};
+use cellgate::verdict::Class;
+use cellgate::workers::Workers;
 
 /// Says, past the test harness's capture, that a test did not run and what it needs; fails where nothing may be
 /// skipped (`CELLGATE_REQUIRE_ALL`).
 pub fn skip(test: &str, need: &str) {
     assert!(std::env::var_os("CELLGATE_REQUIRE_ALL").is_none(), "{test} may not be skipped; it needs {need}");
     let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {need}");
+}
+
+/// Writes synthetic good cells of 180 × 180 pixels as PGM files, and names them.
+pub fn good_cells(folder: &Path, count: u64) -> Vec<Cell> {
+    let config = SynthConfig { size: 180, selection: Selection::Only(Class::A), ..SynthConfig::default() };
+    let generator = Generator::new(config, 3).unwrap();
+    std::fs::create_dir_all(folder).unwrap();
+    (0..count)
+        .map(|index| {
+            let id = format!("cell{index:04}.pgm");
+            let path = folder.join(&id);
+            write_pgm(&path, &generator.cell(index).frame);
+            Cell { id, path }
+        })
+        .collect()
+}
+
+/// Writes a frame of 8 bits as PGM.
+pub fn write_pgm(path: &Path, frame: &cellgate::frame::Frame) {
+    let mut bytes = format!("P5\n{} {}\n255\n", frame.width(), frame.height()).into_bytes();
+    bytes.extend(frame.pixels().iter().map(|&p| p as u8));
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// A fitter for the embedded backbone.
+pub fn fitter(network: &ResNet18, size: usize, preprocess: &PreprocessConfig, threads: usize) -> Fitter {
+    let extractors = (0..threads).map(|_| {
+        let alone = Arc::new(Workers::new(1));
+        let backbone = CpuBackbone::new(network, size, Isa::detect(), alone).unwrap();
+        Extractor::new(preprocess.clone(), Box::new(backbone)).unwrap()
+    });
+    Fitter::new(extractors.collect())
+}
+
+/// Fits a model of the embedded backbone to 80 synthetic cells, for frames with a border; gives its path.
+pub fn small_model(folder: &Path, size: u32, grid: u32, k: u32) -> PathBuf {
+    let settings = Settings { size, grid, k, precision: Precision::F16, ..Settings::default() };
+    let cells = good_cells(&folder.join("cells"), 80);
+    let (fit, held_out) = cells.split_at(60);
+    let network = ResNet18::embedded().unwrap();
+    let mut fitter = fitter(&network, size as usize, &settings.preprocess, 2);
+    let scale = fitter.channel_scale(fit, &settings).unwrap();
+    let projection = Projection::semi_orthogonal(k as usize, settings.seed, settings.stages, &scale).unwrap();
+    let mut moments = Accumulator::new(grid as usize, k as usize);
+    fitter
+        .accumulate(fit, &settings, &projection, &mut moments, &mut 0, |_, skipped| {
+            assert_eq!(skipped, []);
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+    let statistics = moments.finish(settings.shrinkage, settings.precision, fitter.workers()).unwrap();
+    let (calibration, _) = fitter
+        .calibrate(held_out, &settings, &projection, &statistics.view(), |_| std::ops::ControlFlow::Continue(()))
+        .unwrap();
+    let provenance = Provenance {
+        software: "test".into(),
+        created: 0,
+        data: "synthetic".into(),
+        list: [0; 32],
+        backbone: "embedded".into(),
+        cells: moments.count(),
+        images: moments.count(),
+        skipped: 0,
+    };
+    let header = Header { backbone: network.identity(), settings, provenance, calibration: Some(calibration) };
+    let path = folder.join("small.cgm");
+    Model::write(&path, &header, &projection, &statistics.view()).unwrap();
+    path
 }

@@ -1,0 +1,106 @@
+//! After start, the way from a frame to a verdict allocates nothing. A test program of its own, since it counts every
+//! allocation of the process.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cellgate::backbone::ResNet18;
+use cellgate::backbone::cpu::CpuBackbone;
+use cellgate::frame::Frame;
+use cellgate::model::Model;
+use cellgate::pipeline::Inspector;
+use cellgate::simd::Isa;
+use cellgate::synth::{DefectKind, Generator, SynthConfig};
+use cellgate::verdict::Outcome;
+use cellgate::workers::Workers;
+
+mod common;
+
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: everything is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as the caller promised.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: as the caller promised.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as the caller promised.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as the caller promised.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Good and defective cells, and frames that no cell can be judged in.
+fn frames() -> Vec<Frame> {
+    let generator = Generator::new(SynthConfig { size: 180, ..SynthConfig::default() }, 3).unwrap();
+    let mut frames: Vec<Frame> = (0..10).map(|index| generator.cell(1000 + index).frame).collect();
+    frames.extend(DefectKind::ALL.into_iter().map(|kind| generator.with_defect(7, kind).frame));
+    frames.push(Frame::new(180, 180, 255));
+    frames.push(Frame::from_pixels(180, 180, 255, vec![255; 180 * 180]));
+    frames.push(Frame::from_pixels(180, 180, 4095, (0..180 * 180).map(|i| (i * 37 % 4096) as u16).collect()));
+    frames.push(Frame::from_pixels(4, 4, 255, vec![90; 16]));
+    // The left half of the cell lies outside.
+    let cell = &frames[0];
+    let rows = (0..180).flat_map(|y| cell.row(y)[90..].to_vec()).collect();
+    let cropped = Frame::from_pixels(90, 180, 255, rows);
+    // A sixth of its light.
+    let dim = Frame::from_pixels(180, 180, 255, cell.pixels().iter().map(|p| p / 6).collect());
+    frames.extend([cropped, dim]);
+    frames
+}
+
+#[test]
+fn a_thousand_frames_allocate_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = common::small_model(folder.path(), 64, 16, 24);
+    let model = Arc::new(Model::open(&path).unwrap());
+    let network = ResNet18::embedded().unwrap();
+    let frames = frames();
+    for threads in [1, 2] {
+        let workers = Arc::new(Workers::new(threads));
+        let backbone = CpuBackbone::new(&network, 64, Isa::detect(), Arc::clone(&workers)).unwrap();
+        let mut inspector = Inspector::new(Arc::clone(&model), Box::new(backbone), workers).unwrap();
+        // The first frames may set up what the standard library makes on first use, such as a thread's parker.
+        for frame in frames.iter().take(3) {
+            inspector.inspect(frame);
+        }
+        let (mut passed, mut rejected, mut invalid) = (0, 0, 0);
+        let mut guilty = Vec::with_capacity(frames.len());
+        for index in 0..1000 {
+            let frame = &frames[index % frames.len()];
+            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            let verdict = inspector.inspect(frame);
+            let made = ALLOCATIONS.load(Ordering::Relaxed) - before;
+            if made > 0 && guilty.len() < frames.len() {
+                guilty.push((index, made));
+            }
+            match verdict.outcome {
+                Outcome::Pass(_) => passed += 1,
+                Outcome::Reject => rejected += 1,
+                Outcome::Invalid(_) => invalid += 1,
+            }
+        }
+        assert!(guilty.is_empty(), "{threads} threads: (frame, allocations) {guilty:?}");
+        assert!(passed > 100 && rejected > 20 && invalid > 100, "{passed} passed, {rejected} rejected, {invalid} not");
+    }
+}
