@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 /// Regions that a verdict can carry.
 pub const MAX_REGIONS: usize = 8;
 
+/// Share of a region's peak from which positions count for its box and area.
+const CORE: f32 = 0.25;
+
 /// Which number of the heatmap is the score of the cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ScoreKind {
@@ -64,7 +67,7 @@ impl Scores {
     }
 }
 
-/// A connected part of the heatmap above a level, in positions of the grid.
+/// A connected part of the heatmap above a level, in positions of the grid; see [`Analyser::regions`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Region {
     /// First column.
@@ -75,7 +78,7 @@ pub struct Region {
     pub right: u16,
     /// Row after the last.
     pub bottom: u16,
-    /// Positions above the level.
+    /// Positions that reach a quarter of the peak.
     pub area: u32,
     /// Largest distance in it.
     pub peak: f32,
@@ -115,7 +118,7 @@ pub struct Analyser {
     kernel: Vec<f32>,
     scratch: Vec<f32>,
     visited: Vec<bool>,
-    stack: Vec<u32>,
+    members: Vec<u32>,
 }
 
 impl Analyser {
@@ -132,7 +135,7 @@ impl Analyser {
             kernel,
             scratch: vec![0.0; grid * grid],
             visited: vec![false; grid * grid],
-            stack: Vec::with_capacity(grid * grid),
+            members: Vec::with_capacity(grid * grid),
         }
     }
 
@@ -185,7 +188,9 @@ impl Analyser {
         })
     }
 
-    /// The connected parts (8 neighbours) of the map that lie above `level`.
+    /// The connected parts (8 neighbours) of the map that lie above `level`. A strong defect lifts the distance far
+    /// around it, by the width of what the network sees: box and area are those of the positions that reach a quarter
+    /// of the part's own peak.
     ///
     /// # Panics
     /// If the map is not grid² long.
@@ -198,25 +203,29 @@ impl Analyser {
             if self.visited[start] || map[start].partial_cmp(&level) != Some(std::cmp::Ordering::Greater) {
                 continue;
             }
-            let mut region = Region { left: u16::MAX, top: u16::MAX, right: 0, bottom: 0, area: 0, peak: f32::MIN };
+            self.members.clear();
+            self.members.push(start as u32);
             self.visited[start] = true;
-            self.stack.push(start as u32);
-            while let Some(at) = self.stack.pop() {
+            let (mut read, mut peak) = (0, map[start]);
+            while let Some(&at) = self.members.get(read) {
+                read += 1;
+                peak = peak.max(map[at as usize]);
                 let (y, x) = (at as usize / grid, at as usize % grid);
-                region.left = region.left.min(x as u16);
-                region.top = region.top.min(y as u16);
-                region.right = region.right.max(x as u16 + 1);
-                region.bottom = region.bottom.max(y as u16 + 1);
-                region.area += 1;
-                region.peak = region.peak.max(map[at as usize]);
                 for ny in y.saturating_sub(1)..(y + 2).min(grid) {
                     for nx in x.saturating_sub(1)..(x + 2).min(grid) {
                         let next = ny * grid + nx;
                         if map[next] > level && !std::mem::replace(&mut self.visited[next], true) {
-                            self.stack.push(next as u32);
+                            self.members.push(next as u32);
                         }
                     }
                 }
+            }
+            let mut region = Region { left: u16::MAX, top: u16::MAX, right: 0, bottom: 0, area: 0, peak };
+            for &at in self.members.iter().filter(|&&at| map[at as usize] >= CORE * peak) {
+                let (y, x) = ((at as usize / grid) as u16, (at as usize % grid) as u16);
+                (region.left, region.top) = (region.left.min(x), region.top.min(y));
+                (region.right, region.bottom) = (region.right.max(x + 1), region.bottom.max(y + 1));
+                region.area += 1;
             }
             regions.insert(region);
         }
@@ -268,5 +277,17 @@ mod tests {
         assert_eq!(first, Region { left: 24, top: 16, right: 26, bottom: 18, area: 2, peak: 16.0 });
         assert!(regions.as_slice().windows(2).all(|w| w[0].peak >= w[1].peak));
         assert_eq!(analyser.regions(&map, 100.0).total, 0);
+    }
+
+    #[test]
+    fn a_strong_defect_is_boxed_by_its_core_and_a_weak_one_beside_it_is_kept() {
+        let mut analyser = Analyser::new(16, 0.0);
+        let mut map = vec![0.0; 256];
+        (0..6).for_each(|y| (0..6).for_each(|x| map[y * 16 + x] = 10.0));
+        map[2 * 16 + 3] = 1000.0;
+        map[12 * 16 + 12] = 8.0;
+        let regions = analyser.regions(&map, 5.0);
+        assert_eq!(regions.as_slice()[0], Region { left: 3, top: 2, right: 4, bottom: 3, area: 1, peak: 1000.0 });
+        assert_eq!(regions.as_slice()[1], Region { left: 12, top: 12, right: 13, bottom: 13, area: 1, peak: 8.0 });
     }
 }

@@ -60,6 +60,7 @@ impl Parts {
             threshold: 9.0,
             class_c: 12.0,
             region: 8.0,
+            dim_below: 0.1,
             quantiles: (0..=100).map(|q| 3.0 + q as f32 * 0.06).collect(),
         };
         let provenance = Provenance {

@@ -359,20 +359,22 @@ impl Fitter {
         let measured = Outcomes::new(held_out.len());
         let count = AtomicUsize::new(0);
         self.score(held_out, settings, projection, |index, scorer, loaded| {
-            let outcome = loaded.and_then(|_| scorer.measure(statistics)).map(|scores| {
+            let outcome = loaded.and_then(|placement| {
+                let scores = scorer.measure(statistics)?;
                 let mut sorted = scorer.heatmap().to_vec();
                 sorted.sort_by(f32::total_cmp);
-                (scores, sorted[sorted.len() - 1 - sorted.len() / 500])
+                Ok((scores, sorted[sorted.len() - 1 - sorted.len() / 500], placement.brightness))
             });
             measured.set(index, outcome);
             progress(count.fetch_add(1, Ordering::Relaxed) as u64 + 1)
         })?;
-        let (mut scores, mut tops, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut scores, mut tops, mut brightness, mut skipped) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (measured, cell) in measured.into_all().zip(held_out) {
             match measured {
-                Some(Ok((score, top))) => {
+                Some(Ok((score, top, mean))) => {
                     scores.push(score);
                     tops.push(top);
+                    brightness.push(mean);
                 }
                 Some(Err(reason)) => skipped.push(Skipped { id: cell.id.clone(), reason }),
                 None => {}
@@ -382,7 +384,8 @@ impl Fitter {
         tops.sort_by(f32::total_cmp);
         // A position is a defect if fewer than two in a thousand lie above it in all but one good cell of a hundred.
         let region = if tops.is_empty() { 0.0 } else { crate::verdict::quantile(&tops, 0.99) };
-        Ok((Calibration::new(settings.score, &scores, region, settings.overkill)?, skipped))
+        let calibration = Calibration::new(settings.score, &scores, region, &brightness, settings.overkill)?;
+        Ok((calibration, skipped))
     }
 }
 

@@ -8,7 +8,7 @@ use crate::backbone::Backbone;
 use crate::frame::Frame;
 use crate::heatmap::Scores;
 use crate::model::Model;
-use crate::preprocess::Placement;
+use crate::preprocess::{Placement, Rejection};
 use crate::verdict::{Invalid, Latency, Verdict};
 use crate::workers::Workers;
 
@@ -60,6 +60,10 @@ impl Inspector {
         let Some(calibration) = &self.model.header().calibration else {
             return Verdict::invalid(Invalid::Uncalibrated);
         };
+        if placement.brightness < calibration.dim_below {
+            let (mean, limit) = (placement.brightness, calibration.dim_below);
+            return Verdict::invalid(Invalid::Frame(Rejection::Dim { mean, limit }));
+        }
         let mut clock = Instant::now();
         let score = calibration.score(distances.get(calibration.kind));
         let outcome = calibration.decide(score);

@@ -12,6 +12,9 @@ pub const DECISION: f32 = 0.5;
 /// The score from which a cell is class C.
 pub const CLASS_C: f32 = 0.75;
 
+/// Share of the dimmest good cell's brightness below which a cell is not judged.
+const DIMMEST: f32 = 0.85;
+
 /// Fewest held-out cells for a calibration.
 pub const MIN_CELLS: usize = 10;
 
@@ -50,6 +53,9 @@ pub struct Calibration {
     pub class_c: f32,
     /// Distance from which a position belongs to a region.
     pub region: f32,
+    /// Mean brightness of a cell, of full scale, below which it is not judged: well below every good cell seen. The
+    /// features barely notice a cell that is dimmed as a whole (nor did the paper's, section 3.1).
+    pub dim_below: f32,
     /// Distances at the quantiles 0, 1/100, … 1 of the held-out cells.
     pub quantiles: Vec<f32>,
 }
@@ -59,11 +65,18 @@ impl Calibration {
     ///
     /// The threshold is the (1 − overkill) quantile, corrected for the number of cells as in split conformal
     /// prediction: ⌈(n + 1)(1 − overkill)⌉-th smallest. With too few cells for that it is the largest score seen.
-    /// `region` is the distance above which a position of the heatmap is shown as a defect.
+    /// `region` is the distance above which a position of the heatmap is shown as a defect; `brightness` are the cells'
+    /// means, of full scale.
     ///
     /// # Errors
     /// If there are fewer than [`MIN_CELLS`] cells, a score is not finite, or `overkill` is out of range.
-    pub fn new(kind: ScoreKind, good: &[Scores], region: f32, overkill: f64) -> Result<Self, CalibrationError> {
+    pub fn new(
+        kind: ScoreKind,
+        good: &[Scores],
+        region: f32,
+        brightness: &[f32],
+        overkill: f64,
+    ) -> Result<Self, CalibrationError> {
         if !(0.0..=0.5).contains(&overkill) {
             return Err(CalibrationError::Overkill(overkill));
         }
@@ -78,29 +91,21 @@ impl Calibration {
         let n = sorted.len();
         let rank = ((n + 1) as f64 * (1.0 - overkill)).ceil() as usize;
         let threshold = sorted[rank.clamp(1, n) - 1];
+        let dimmest = brightness.iter().copied().fold(f32::INFINITY, f32::min);
+        let dim_below = if dimmest.is_finite() { DIMMEST * dimmest } else { 0.0 };
         let quantiles: Vec<f32> = (0..=100).map(|q| quantile(&sorted, f64::from(q) / 100.0)).collect();
-        Ok(Self::with_threshold(kind, n as u32, overkill, threshold, region, quantiles))
-    }
-
-    fn with_threshold(
-        kind: ScoreKind,
-        cells: u32,
-        overkill: f64,
-        threshold: f32,
-        region: f32,
-        quantiles: Vec<f32>,
-    ) -> Self {
-        // Beyond the threshold the score rises as 1 − 0.5·exp(−x), x in units of the threshold's distance from the
-        // median; x = ln 2 gives 0.75.
-        let unit = (threshold - quantiles[50]).max(threshold * 1e-3).max(f32::MIN_POSITIVE);
-        let class_c = threshold + unit * std::f32::consts::LN_2;
-        Self { kind, cells, overkill, threshold, class_c, region, quantiles }
+        let made = Self { kind, cells: n as u32, overkill, threshold, class_c: 0.0, region, dim_below, quantiles };
+        Ok(made.moved_to(threshold))
     }
 
     /// The same cells with another threshold, for instance one chosen on labelled cells.
+    ///
+    /// Beyond the threshold the score rises as 1 − 0.5·exp(−x), x in units of the threshold's distance from the median;
+    /// x = ln 2 gives [`CLASS_C`].
     #[must_use]
     pub fn moved_to(&self, threshold: f32) -> Self {
-        Self::with_threshold(self.kind, self.cells, self.overkill, threshold, self.region, self.quantiles.clone())
+        let unit = (threshold - self.quantiles[50]).max(threshold * 1e-3).max(f32::MIN_POSITIVE);
+        Self { threshold, class_c: threshold + unit * std::f32::consts::LN_2, ..self.clone() }
     }
 
     /// Whether the stored numbers make sense, as [`Calibration::new`] makes them.
@@ -108,7 +113,10 @@ impl Calibration {
     /// # Errors
     /// What is wrong with them.
     pub fn validate(&self) -> Result<(), CalibrationError> {
-        let finite = [self.threshold, self.class_c, self.region].iter().chain(&self.quantiles).all(|x| x.is_finite());
+        let finite = [self.threshold, self.class_c, self.region, self.dim_below]
+            .iter()
+            .chain(&self.quantiles)
+            .all(|x| x.is_finite());
         if !finite || !self.overkill.is_finite() {
             return Err(CalibrationError::Broken("a number is not finite"));
         }
@@ -188,9 +196,10 @@ mod tests {
     #[test]
     fn half_is_the_threshold_and_scores_rise() {
         let good = scores((0..200).map(|i| 10.0 + i as f32 * 0.01));
-        let c = Calibration::new(ScoreKind::Top, &good, 12.0, 0.05).unwrap();
+        let c = Calibration::new(ScoreKind::Top, &good, 12.0, &[0.5, 0.4, 0.6], 0.05).unwrap();
         c.validate().unwrap();
         assert_eq!(c.threshold, 10.0 + 190.0 * 0.01);
+        assert!((c.dim_below - 0.34).abs() < 1e-6);
         assert!((c.score(c.threshold) - DECISION).abs() < 1e-6);
         assert!((c.score(c.class_c) - CLASS_C).abs() < 1e-6);
         let mut last = -1.0;
@@ -208,14 +217,14 @@ mod tests {
     #[test]
     fn too_few_equal_or_broken_cells() {
         let few = scores((0..9).map(|i| i as f32));
-        assert_eq!(Calibration::new(ScoreKind::Top, &few, 1.0, 0.01), Err(CalibrationError::TooFew(9)));
-        let equal = Calibration::new(ScoreKind::Max, &scores([3.0; 20]), 1.0, 0.01).unwrap();
+        assert_eq!(Calibration::new(ScoreKind::Top, &few, 1.0, &[], 0.01), Err(CalibrationError::TooFew(9)));
+        let equal = Calibration::new(ScoreKind::Max, &scores([3.0; 20]), 1.0, &[], 0.01).unwrap();
         equal.validate().unwrap();
         assert_eq!(equal.decide(equal.score(4.0)), Outcome::Pass(Class::A));
         assert_eq!(equal.decide(equal.score(5.0)), Outcome::Reject);
         let mut broken = scores([3.0; 20]);
         broken[4].top = f32::INFINITY;
-        assert_eq!(Calibration::new(ScoreKind::Top, &broken, 1.0, 0.01), Err(CalibrationError::NotFinite));
-        assert!(Calibration::new(ScoreKind::Top, &scores([3.0; 20]), 1.0, 0.7).is_err());
+        assert_eq!(Calibration::new(ScoreKind::Top, &broken, 1.0, &[], 0.01), Err(CalibrationError::NotFinite));
+        assert!(Calibration::new(ScoreKind::Top, &scores([3.0; 20]), 1.0, &[], 0.7).is_err());
     }
 }
