@@ -18,7 +18,7 @@ struct Map {
 /// If `size` is not a multiple of 32 or `image` is not `size²` values.
 #[must_use]
 pub fn forward(net: &ResNet18, image: &[f32], size: usize) -> [Vec<f64>; 4] {
-    assert!(size % 32 == 0 && image.len() == size * size, "an image of {size}×{size}");
+    assert!(size.is_multiple_of(32) && image.len() == size * size, "an image of {size}×{size}");
     let image = Map { side: size, channels: 1, values: image.iter().map(|&x| f64::from(x)).collect() };
     let conv = |name: &str| net.convs().iter().find(|c| c.name == name).expect("ResNet18 has all convolutions");
     let mut x = max_pool(&relu(convolve(conv("conv1"), &image)));

@@ -63,7 +63,7 @@ impl CpuBackbone {
         isa: Isa,
         workers: Arc<Workers>,
     ) -> Result<Self, BackboneError> {
-        if size % 32 != 0 || !(64..=1024).contains(&size) {
+        if !size.is_multiple_of(32) || !(64..=1024).contains(&size) {
             return Err(BackboneError::Side(size));
         }
         assert!(isa.is_available(), "this CPU has no {isa}");
