@@ -1,7 +1,7 @@
 //! A fixed set of threads that share the work of one call.
 //!
 //! Calls follow each other within microseconds while a frame is worked on, and within milliseconds otherwise. So each
-//! side looks for the other for a moment ([`SPINS`]) before it goes to sleep: short enough to cost nothing to speak of
+//! side looks for the other for a moment (`SPINS`) before it goes to sleep: short enough to cost nothing to speak of
 //! where a core has been taken away, long enough to spare most of the wake-ups within a frame.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

@@ -54,6 +54,9 @@ pub(super) struct Winograd {
     tile: Tile,
     inputs: usize,
     outputs: usize,
+    /// Tiles of a block: enough to use each weight often, few enough that transformed input, product and one group's
+    /// weights stay about the second cache level. Half or twice as many make no measurable difference.
+    block: usize,
 }
 
 impl Winograd {
@@ -69,24 +72,19 @@ impl Winograd {
             let (point, o) = (rest / GROUP, group * GROUP + rest % GROUP);
             transformed[(i * points + point) * outputs + o]
         });
-        Self { weights, tile, inputs, outputs }
-    }
-
-    /// Tiles of a block: enough to use each weight often, few enough that transformed input, product and one group's
-    /// weights stay in the second cache level.
-    fn block(&self) -> usize {
-        if self.inputs <= 128 { 32 } else { 16 }
+        let block = if inputs <= 128 { 32 } else { 16 };
+        Self { weights, tile, inputs, outputs, block }
     }
 
     /// Floats between the points of the transformed input. A line more than needed, lest all points fall on the same
     /// cache sets.
     fn input_point(&self) -> usize {
-        self.block() * self.inputs + LINE
+        self.block * self.inputs + LINE
     }
 
     /// Floats between the points of the product.
     fn product_point(&self) -> usize {
-        self.block() * GROUP + LINE
+        self.block * GROUP + LINE
     }
 
     /// Floats of scratch that each thread needs.
@@ -155,7 +153,7 @@ impl WinogradKernel<'_> {
         let conv = self.conv;
         let across = self.ends.output.side.div_ceil(OUT);
         let tiles = across * across;
-        let blocks = tiles.div_ceil(conv.block());
+        let blocks = tiles.div_ceil(conv.block);
         let groups = conv.outputs / GROUP;
         // With few blocks an item is one group of channels of a block, and each thread transforms the block's input
         // for itself: in the deep layers that have few tiles, that is little beside the products.
@@ -168,8 +166,8 @@ impl WinogradKernel<'_> {
                 return;
             }
             let block = item / items_per_block;
-            let first = block * conv.block();
-            let count = conv.block().min(tiles - first);
+            let first = block * conv.block;
+            let count = conv.block.min(tiles - first);
             // SAFETY: the block's tiles exist; scratch is this thread's, and no other thread has this item's outputs.
             unsafe {
                 if ready != block {
@@ -186,6 +184,7 @@ impl WinogradKernel<'_> {
     }
 
     /// Bᵀ d B of each tile, for all channels.
+    #[allow(clippy::needless_range_loop)] // the second pass reads the columns crosswise
     #[inline(always)]
     unsafe fn transform_input<S: Simd, F: Filter<IN, OUT>, const IN: usize, const OUT: usize>(
         &self,
@@ -202,16 +201,14 @@ impl WinogradKernel<'_> {
                 let from = self.memory.at(input.bordered(y + input.pad - 1, x + input.pad - 1)).cast_const();
                 let to = self.transformed.add(tile * channels);
                 for c in (0..channels).step_by(S::LANES) {
-                    let mut half = [[S::splat(0.0); IN]; IN];
-                    for j in 0..IN {
-                        let column = std::array::from_fn(|i| S::load(from.wrapping_add(i * row + j * channels + c)));
-                        let column = F::input::<S>(column);
-                        for i in 0..IN {
-                            half[i][j] = column[i];
-                        }
+                    let mut columns = [[S::splat(0.0); IN]; IN];
+                    for (j, column) in columns.iter_mut().enumerate() {
+                        let d = std::array::from_fn(|i| S::load(from.wrapping_add(i * row + j * channels + c)));
+                        *column = F::input::<S>(d);
                     }
-                    for (i, &half) in half.iter().enumerate() {
-                        for (j, &v) in F::input::<S>(half).iter().enumerate() {
+                    for i in 0..IN {
+                        let v = F::input::<S>(std::array::from_fn(|j| columns[j][i]));
+                        for (j, &v) in v.iter().enumerate() {
                             S::store(to.add((i * IN + j) * point + c), v);
                         }
                     }
@@ -244,6 +241,7 @@ impl WinogradKernel<'_> {
     }
 
     /// Aᵀ m A of each tile, for one group of output channels from `channel` on, out through [`Ends::finish`].
+    #[allow(clippy::needless_range_loop)] // the second pass reads the columns crosswise
     #[inline(always)]
     unsafe fn transform_output<S: Simd, F: Filter<IN, OUT>, const IN: usize, const OUT: usize>(
         &self,
@@ -255,23 +253,21 @@ impl WinogradKernel<'_> {
         let (output, point) = (&self.ends.output, self.conv.product_point());
         for tile in 0..count {
             let (y, x) = ((first + tile) / across * OUT, (first + tile) % across * OUT);
-            let (rows, columns) = (OUT.min(output.side - y), OUT.min(output.side - x));
+            let (tall, wide) = (OUT.min(output.side - y), OUT.min(output.side - x));
             for c in (0..GROUP).step_by(S::LANES) {
                 // SAFETY: the scratch holds `block` tiles a point; only pixels inside the map are written.
                 unsafe {
                     let from = self.product.add(tile * GROUP + c).cast_const();
                     let bias = S::load(self.bias.as_ptr().add(channel + c));
-                    let mut half = [[S::splat(0.0); IN]; OUT];
-                    for j in 0..IN {
-                        let column = std::array::from_fn(|i| S::load(from.wrapping_add((i * IN + j) * point)));
-                        let column = F::output::<S>(column);
-                        for i in 0..OUT {
-                            half[i][j] = column[i];
-                        }
+                    let mut columns = [[S::splat(0.0); OUT]; IN];
+                    for (j, column) in columns.iter_mut().enumerate() {
+                        let m = std::array::from_fn(|i| S::load(from.wrapping_add((i * IN + j) * point)));
+                        *column = F::output::<S>(m);
                     }
-                    for (i, &half) in half[..rows].iter().enumerate() {
+                    for i in 0..tall {
                         let out = self.memory.at(output.pixel(y + i, x) + channel + c);
-                        for (j, &v) in F::output::<S>(half)[..columns].iter().enumerate() {
+                        let v = F::output::<S>(std::array::from_fn(|j| columns[j][i]));
+                        for (j, &v) in v[..wide].iter().enumerate() {
                             self.ends.finish::<S>(S::add(v, bias), out.add(j * output.channels));
                         }
                     }
