@@ -284,6 +284,12 @@ mod interrupted {
         std::fs::write(&damaged, &std::fs::read(&partial).unwrap()[..3000]).unwrap();
         fails(fit(&cells, &bench.path("d.cgm"), &more), &["d.cgm.partial", "damaged"]);
 
+        // Cells that were lost before the interruption are not forgotten.
+        let (mut header, moments) = cellgate::model::partial::read(&partial).unwrap();
+        (header.done, header.skipped) = (header.total, 40);
+        cellgate::model::partial::write(&bench.path("lost.cgm.partial"), &header, &moments).unwrap();
+        fails(fit(&cells, &bench.path("lost.cgm"), &more), &["40 of", "cells could not be used"]);
+
         let said = succeeds(fit(&cells, &out, &more));
         assert!(said.contains("going on from image"), "{said}");
         assert!(!partial.exists(), "the partial was left behind");

@@ -62,7 +62,7 @@ struct Shard {
 fn parse_shard(text: &str) -> Result<Shard, String> {
     let parsed = text.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
     match parsed {
-        Some((index, of)) if of > 0 && of <= 10_000 && index < of => Ok(Shard { index, of }),
+        Some((index, of)) if of > 0 && of <= partial::MAX_SHARDS && index < of => Ok(Shard { index, of }),
         _ => Err(format!("`{text}` is no shard: give I/N with I from 0 to N − 1, as in 0/8")),
     }
 }
@@ -183,7 +183,13 @@ pub fn gather(
     header.skipped = already + skipped.len() as u64;
     bar.finish_and_clear();
     outcome?;
-    check_skipped(&skipped, cells.len() as u64, 0.1)
+    check_skipped(&skipped, cells.len() as u64, 0.1)?;
+    // Those lost before an interruption count as well.
+    if header.skipped as f64 > 0.1 * cells.len() as f64 {
+        let [first, why] = ["one of those before the interruption", "it was named then"].map(String::from);
+        return Err(FitError::Skipped { skipped: header.skipped, of: cells.len() as u64, first, why });
+    }
+    Ok(())
 }
 
 /// What to do about the calibration.

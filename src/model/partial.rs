@@ -15,6 +15,9 @@ use super::settings::{Settings, SettingsError};
 
 const KIND: Kind = Kind { magic: *b"CELLPART", version: 1, name: "partial cellgate fit (.cgp)" };
 
+/// Shards that a fit can be cut into.
+pub const MAX_SHARDS: u32 = 10_000;
+
 /// What the header of a partial fit says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PartialHeader {
@@ -118,17 +121,24 @@ pub fn write(path: &Path, header: &PartialHeader, moments: &Accumulator) -> Resu
     container::write(path, KIND, header, &sections)
 }
 
+/// A partial fit's header, checked.
+fn open(path: &Path) -> Result<(Container, PartialHeader), PartialError> {
+    let container = Container::open(path, KIND)?;
+    let header: PartialHeader = container.header()?;
+    header.settings.validate().map_err(|source| PartialError::Settings { path: path.display().to_string(), source })?;
+    let PartialHeader { shard, shards, done, total, .. } = header;
+    if header.scale.len() != CHANNELS || shard >= shards || shards > MAX_SHARDS || done > total {
+        return Err(container.damaged("the header contradicts itself".into()).into());
+    }
+    Ok((container, header))
+}
+
 /// Reads a partial fit.
 ///
 /// # Errors
 /// If the file cannot be read, is damaged, or its settings make no sense.
 pub fn read(path: &Path) -> Result<(PartialHeader, Accumulator), PartialError> {
-    let container = Container::open(path, KIND)?;
-    let header: PartialHeader = container.header()?;
-    header.settings.validate().map_err(|source| PartialError::Settings { path: path.display().to_string(), source })?;
-    if header.scale.len() != CHANNELS || header.shard >= header.shards || header.done > header.total {
-        return Err(container.damaged("the header contradicts itself".into()).into());
-    }
+    let (container, header) = open(path)?;
     let (grid, k) = (header.settings.grid as usize, header.settings.k as usize);
     let [mean, m2, cubes, fourths] = Accumulator::lengths(grid, k);
     let moments = Accumulator::from_raw(
@@ -154,7 +164,7 @@ pub fn merge(paths: &[impl AsRef<Path>]) -> Result<(PartialHeader, Accumulator),
     let mut shards: Vec<(PartialHeader, &Path)> = Vec::with_capacity(paths.len());
     for path in paths {
         let path = path.as_ref();
-        shards.push((Container::open(path, KIND)?.header()?, path));
+        shards.push((open(path)?.1, path));
     }
     shards.sort_by_key(|(header, _)| header.shard);
     let Some((first, _)) = shards.first().cloned() else {
@@ -202,4 +212,70 @@ pub fn merge(paths: &[impl AsRef<Path>]) -> Result<(PartialHeader, Accumulator),
     let (mut header, moments) = joined.expect("there is at least one shard");
     (header.shard, header.shards) = (0, 1);
     Ok((header, moments))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
+
+    fn header(shard: u32, shards: u32) -> PartialHeader {
+        PartialHeader {
+            backbone: Identity([3; 32]),
+            backbone_name: "some".into(),
+            settings: Settings { size: 64, grid: 4, k: 3, ..Settings::default() },
+            data: "cells".into(),
+            list: [1; 32],
+            shard,
+            shards,
+            done: 7,
+            total: 7,
+            skipped: 1,
+            scale: vec![1.0; CHANNELS],
+            held_out: vec!["cells/a.png".into()],
+        }
+    }
+
+    fn place(header: &PartialHeader) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.cgp");
+        write(&path, header, &Accumulator::new(4, 3)).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn what_was_written_is_read_and_a_flipped_bit_is_refused() {
+        let (_folder, path) = place(&header(1, 3));
+        assert_eq!(read(&path).unwrap(), (header(1, 3), Accumulator::new(4, 3)));
+        let bytes = std::fs::read(&path).unwrap();
+        for at in (0..bytes.len()).step_by(11) {
+            let mut broken = bytes.clone();
+            broken[at] ^= 1 << (at % 8);
+            std::fs::write(&path, &broken).unwrap();
+            assert!(read(&path).is_err() && merge(&[&path]).is_err(), "byte {at} may be changed unseen");
+        }
+    }
+
+    /// The hashes fit, the numbers do not: nothing may be allocated by them.
+    #[test]
+    fn a_header_that_lies_is_refused_by_reading_and_by_merging() {
+        let lies: [(&str, fn(&mut PartialHeader)); 7] = [
+            ("contradicts itself", |h| h.shards = u32::MAX),
+            ("contradicts itself", |h| h.shards = 0),
+            ("contradicts itself", |h| h.shard = 3),
+            ("contradicts itself", |h| h.done = 8),
+            ("contradicts itself", |h| h.scale.truncate(900)),
+            ("`grid` is 4294967295", |h| h.settings.grid = u32::MAX),
+            ("are needed", |h| (h.shard, h.shards, h.settings.k) = (0, 1, 256)),
+        ];
+        for (says, lie) in lies {
+            let mut header = header(1, 3);
+            lie(&mut header);
+            let (_folder, path) = place(&header);
+            for text in [read(&path).unwrap_err().to_string(), merge(&[&path]).unwrap_err().to_string()] {
+                assert!(text.contains(says) && text.contains("s.cgp"), "{text:?} does not say {says:?}");
+            }
+        }
+        assert!(merge(&[] as &[PathBuf]).unwrap_err().to_string().contains("missing"));
+    }
 }
