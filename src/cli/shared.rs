@@ -56,15 +56,27 @@ impl Engine {
 
     /// One extractor a thread.
     pub fn fitter(&self, network: &ResNet18, settings: &Settings) -> anyhow::Result<Fitter> {
-        let alone = Arc::new(Workers::new(1));
-        let extractors = (0..self.threads())
-            .map(|_| {
-                let backbone = CpuBackbone::new(network, settings.size as usize, Isa::detect(), Arc::clone(&alone))?;
-                Ok(Extractor::new(settings.preprocess.clone(), Box::new(backbone))?)
-            })
-            .collect::<anyhow::Result<Vec<_>>>()?;
+        let size = settings.size as usize;
+        let backbones = backbones(network, size, self.threads(), &Arc::new(Workers::new(1)))?;
+        let extractors = backbones
+            .into_iter()
+            .map(|backbone| Extractor::new(settings.preprocess.clone(), Box::new(backbone)))
+            .collect::<Result<Vec<_>, _>>()?;
         Ok(Fitter::new(extractors))
     }
+}
+
+/// `count` engines on one copy of the packed weights, each on `workers`.
+pub fn backbones(
+    network: &ResNet18,
+    size: usize,
+    count: usize,
+    workers: &Arc<Workers>,
+) -> anyhow::Result<Vec<CpuBackbone>> {
+    let first = CpuBackbone::new(network, size, Isa::detect(), Arc::clone(workers))?;
+    let mut all: Vec<CpuBackbone> = (1..count).map(|_| first.another()).collect();
+    all.push(first);
+    Ok(all)
 }
 
 /// Everything that decides what a fit computes.

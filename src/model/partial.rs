@@ -259,7 +259,8 @@ mod tests {
     /// The hashes fit, the numbers do not: nothing may be allocated by them.
     #[test]
     fn a_header_that_lies_is_refused_by_reading_and_by_merging() {
-        let lies: [(&str, fn(&mut PartialHeader)); 7] = [
+        type Lie = (&'static str, fn(&mut PartialHeader));
+        let lies: [Lie; 7] = [
             ("contradicts itself", |h| h.shards = u32::MAX),
             ("contradicts itself", |h| h.shards = 0),
             ("contradicts itself", |h| h.shard = 3),

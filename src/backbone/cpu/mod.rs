@@ -71,6 +71,13 @@ impl CpuBackbone {
         Ok(Self { size, identity: net.identity(), workers, network })
     }
 
+    /// Another engine on the same packed weights, with an arena of its own: for a second cell at the same time.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        let Self { size, identity, .. } = *self;
+        Self { size, identity, workers: Arc::clone(&self.workers), network: self.network.another() }
+    }
+
     /// [`Backbone::run`] that calls `observe` after each step with the step's name and its multiply-adds (0 where
     /// there are none to speak of): for profiles.
     ///

@@ -1,5 +1,6 @@
 //! The network as a list of steps over one arena, and how the threads share a step.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::backbone::weights::Conv;
@@ -85,7 +86,8 @@ enum Step {
 pub(super) struct Network {
     isa: Isa,
     input: Tensor,
-    steps: Vec<Step>,
+    /// Shared by all engines made of this one.
+    steps: Arc<[Step]>,
     arena: Aligned,
     /// Where the threads' scratch begins, and how much each has.
     scratch: (usize, usize),
@@ -127,7 +129,13 @@ impl Network {
         }
         let scratch = steps.iter().map(Step::scratch).max().unwrap_or(0).next_multiple_of(LINE);
         let scratch = (layout.reserve(scratch * threads), scratch);
-        Self { isa, input, steps, arena: layout.allocate(), scratch }
+        Self { isa, input, steps: steps.into(), arena: layout.allocate(), scratch }
+    }
+
+    /// The same network over an arena of its own; the packed weights are shared.
+    pub(super) fn another(&self) -> Self {
+        let Self { isa, input, scratch, .. } = *self;
+        Self { isa, input, steps: Arc::clone(&self.steps), arena: Aligned::zeros(self.arena.as_slice().len()), scratch }
     }
 
     /// Runs all steps; `observe` hears of each when it is done, with its name and its multiply-adds (0 for a step that
@@ -145,7 +153,7 @@ impl Network {
             unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), memory.at(self.input.pixel(y, 0)), row.len()) };
         }
         let isa = self.isa;
-        for step in &self.steps {
+        for step in self.steps.iter() {
             let next = AtomicUsize::new(0);
             match step {
                 Step::Convolution(layer) => {
