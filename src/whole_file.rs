@@ -33,7 +33,7 @@ pub fn write(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether [`write`] would find its folder there and writable, and no folder in the file's place.
+/// Whether [`write()`] would find its folder there and writable, and no folder in the file's place.
 ///
 /// # Errors
 /// What the system said.

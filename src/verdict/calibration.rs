@@ -69,7 +69,7 @@ impl Calibration {
     /// means, of full scale.
     ///
     /// # Errors
-    /// If there are fewer than [`MIN_CELLS`] cells, a score is not finite, or `overkill` is out of range.
+    /// If there are fewer than 10 cells, a score is not finite, or `overkill` is out of range.
     pub fn new(
         kind: ScoreKind,
         good: &[Scores],
