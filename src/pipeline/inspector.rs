@@ -15,6 +15,14 @@ use crate::workers::Workers;
 use super::extractor::lap;
 use super::{Extractor, PipelineError, Scorer};
 
+/// The distance above which a position of a heatmap with this maximum belongs to a region: midway, in magnitude, between
+/// the level that good cells hardly reach and the maximum. Around a strong defect the network's wide view lifts half the
+/// cell above the lower of the two, and the box would say nothing.
+#[must_use]
+pub fn region_level(good: f32, max: f32) -> f32 {
+    if max > good && good > 0.0 { (good * max).sqrt() } else { good }
+}
+
 /// Judges cells with one model. [`Inspector::inspect`] allocates nothing.
 pub struct Inspector {
     model: Arc<Model>,
@@ -63,7 +71,7 @@ impl Inspector {
         let mut clock = Instant::now();
         let score = calibration.score(distances.get(calibration.kind));
         let outcome = calibration.decide(score);
-        let regions = self.scorer.regions(calibration.region);
+        let regions = self.scorer.regions(region_level(calibration.region, distances.max));
         let mut latency = self.scorer.latency();
         latency.heatmap_us += lap(&mut clock);
         let score = Some(score).filter(|s| s.is_finite());

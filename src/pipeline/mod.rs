@@ -9,7 +9,7 @@ mod inspector;
 mod scorer;
 
 pub use extractor::Extractor;
-pub use inspector::Inspector;
+pub use inspector::{Inspector, region_level};
 pub use scorer::Scorer;
 
 use thiserror::Error;

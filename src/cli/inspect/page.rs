@@ -14,23 +14,24 @@ use crate::eval::report::{self, InspectReport, InspectedCell, Picture, Pictures,
 use crate::eval::result::Setting;
 use crate::heatmap::overlay;
 use crate::model::Model;
-use crate::pipeline::Inspector;
+use crate::pipeline::{Inspector, region_level};
 use crate::preprocess::Mode;
 use crate::verdict::payload::frame_box;
-use crate::verdict::{CLASS_C, Calibration, Class, DECISION, Outcome, Verdict};
+use crate::verdict::{CLASS_C, Class, DECISION, Outcome, Verdict};
 
-/// The distances at which the heatmap begins to show and is fully red: a good cell stays clear.
-fn range(calibration: &Calibration) -> (f32, f32) {
-    let low = calibration.region;
-    (low, calibration.class_c.max(low * 1.25))
-}
-
-/// The cell that the inspector judged last with its heatmap.
+/// The cell that the inspector judged last with its heatmap, coloured by magnitude: distances of defects span several
+/// powers of ten. It is clear below the level of the regions, so that a good cell stays clear.
 fn heated(inspector: &Inspector, verdict: &Verdict) -> RgbImage {
     let header = inspector.model().header();
     let (side, grid) = (header.settings.size as usize, header.settings.grid as usize);
-    let range = header.calibration.as_ref().map_or((f32::MAX, f32::MAX), range);
-    overlay::draw(inspector.image(), side, inspector.heatmap(), grid, range, verdict.regions.as_slice())
+    let magnitude = |x: f32| x.max(f32::MIN_POSITIVE).ln();
+    let map: Vec<f32> = inspector.heatmap().iter().map(|&x| magnitude(x)).collect();
+    let max = verdict.distances.map_or(f32::MAX, |distances| distances.max);
+    let range = header.calibration.as_ref().map_or((f32::MAX, f32::MAX), |calibration| {
+        let low = region_level(calibration.region, max);
+        (magnitude(low), magnitude(max.max(calibration.class_c).max(low * 1.25)))
+    });
+    overlay::draw(inspector.image(), side, &map, grid, range, verdict.regions.as_slice())
 }
 
 /// Writes the overlay of the cell that the inspector judged last, whole or not at all.
