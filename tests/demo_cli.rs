@@ -19,7 +19,11 @@ fn run(out: &Path) -> String {
 fn verdicts(text: &str) -> Vec<String> {
     let lines = text.lines().filter(|line| line.starts_with("cell-"));
     lines
-        .map(|line| line.split(" ms ").map(|part| part.trim_end_matches(|c: char| !c.is_whitespace())).collect())
+        .map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let time = words.iter().position(|word| *word == "ms").unwrap() - 1;
+            [&words[..time], &words[time + 1..]].concat().join(" ")
+        })
         .collect()
 }
 

@@ -37,7 +37,7 @@ const SEED: u64 = 7;
 /// Good synthetic cells that are drawn; a fifth of them is held out to calibrate.
 const GOOD: u64 = 300;
 /// Columns before the truth.
-const WIDTH: usize = 92;
+const WIDTH: usize = 96;
 /// Good cells of ELPV that are fitted at most, to stay within a minute.
 const ELPV_GOOD: usize = 500;
 /// Cells of ELPV that are judged, by label.
@@ -217,7 +217,7 @@ fn real(args: &Args) -> anyhow::Result<Case> {
         batch.len()
     );
     println!("   Truth is the probability of a defect that experts gave: 0, 1/3, 2/3, 1.");
-    let settings = Settings { overkill: 0.05, preprocess: PreprocessConfig::whole_frame(), ..args.settings()? };
+    let settings = Settings { overkill: 0.1, preprocess: PreprocessConfig::whole_frame(), ..args.settings()? };
     Ok(Case { data: "ELPV".into(), settings, good, batch, title: "Demo: real cells (ELPV)" })
 }
 
@@ -234,11 +234,12 @@ fn fit(
     let plan = Plan::new(case.good.clone(), settings);
     let total = plan.fit.len() as u64 * u64::from(settings.augment.images_per_cell());
     println!(
-        "2. Fitting: {} good cells as {total} images, {} more set the threshold; k = {}, {grid}×{grid} positions.",
+        "2. Fitting: {} good cells as {total} images, {} more set the threshold; k = {}, {grid}×{grid} positions;\n   the threshold takes out {overkill} % of those.",
         plan.fit.len(),
         plan.held_out.len(),
         settings.k,
         grid = settings.grid,
+        overkill = settings.overkill * 100.0,
     );
     let mut fitter = engine.fitter(network, settings)?;
     let scale = fitter.channel_scale(&plan.scale_cells(settings.seed), settings)?;
