@@ -147,7 +147,7 @@ fn a_fit_makes_a_model_that_show_explains() {
         "cells: ",
         &format!("{fitted} good cells, {} images, 0 skipped", 2 * fitted),
         "64×64, border found",
-        "k = 8, stages 1,2,3,4, seed 1, channels standardised",
+        "k = 8, stages 1,2,3,4, seed 1",
         "8×8 positions, absolute:0.01, factors F16",
         &format!("{held} good cells; class A up to"),
         "section      factors",

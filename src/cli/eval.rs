@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
 use super::shared::{self, Engine, FitSettings};
+use crate::backbone::Identity;
 use crate::eval::dataset::{Dataset, Item, Label};
 use crate::eval::folds::{self, Binarisation, Folds};
 use crate::eval::metrics::{Goal, Ranking, is_rejected};
@@ -48,6 +49,11 @@ pub struct Args {
     /// What the threshold is chosen for on the training folds.
     #[arg(long, default_value = "accuracy", value_name = "GOAL", value_parser = ["accuracy", "f1"])]
     goal: String,
+
+    /// Fit each type of cell apart (mono and poly), as a line does that has one model a product. Scores are divided by
+    /// the median of the type's good training cells.
+    #[arg(long)]
+    per_type: bool,
 
     /// Write a page with figures, curves and the worst mistakes.
     #[arg(long, value_name = "FILE.html")]
@@ -96,48 +102,53 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut fitter = args.engine.fitter(&network, &settings)?;
     let cells = fold_cells(&dataset, &folds);
 
-    let bar = shared::bar(crossval::images(&cells, folds.k(), &settings), "evaluating");
+    let parts = if args.per_type { by_type(&dataset)? } else { vec![(0..dataset.items.len()).collect()] };
+    let total = parts.iter().map(|part| crossval::images(&pick(&cells, part), folds.k(), &settings)).sum();
+    let bar = shared::bar(total, "evaluating");
     let tick = |step| {
         bar.inc(step);
         shared::go_on(&interrupted)
     };
     let has_masks = dataset.items.iter().any(|item| item.mask.is_some());
     let pixels = Mutex::new(Pixels { metrics: PixelMetrics::new(), error: None });
-    let see = |index: usize, scorer: &mut Scorer, placement: &Placement| {
-        if has_masks {
-            pixels.lock().unwrap_or_else(PoisonError::into_inner).add(
-                &dataset.items[index],
-                scorer,
-                placement,
-                &settings,
-            );
-        }
-    };
     let limit = if args.report.is_some() { args.mistakes } else { 0 };
     let mut gallery = Gallery { main, goal, limit, mistakes: Vec::new(), left_out: (0, 0) };
-    let results = cross_validate(&mut fitter, &cells, folds.k(), &settings, &tick, see, |scores, model| {
-        gallery.add(&dataset, &cells, scores, model, &settings)
-    });
+    let unjudged = || vec![Err(Invalid::NotFinite); cells.len()];
+    let mut results: Vec<FoldScores> =
+        (0..folds.k()).map(|fold| FoldScores { fold, scores: unjudged(), fitted: 0 }).collect();
+    for part in &parts {
+        let (items, cells) = (pick(&dataset.items, part), pick(&cells, part));
+        let see = |index: usize, scorer: &mut Scorer, placement: &Placement| {
+            if has_masks {
+                let mut pixels = pixels.lock().unwrap_or_else(PoisonError::into_inner);
+                pixels.add(&items[index], scorer, placement, &settings);
+            }
+        };
+        let found = cross_validate(&mut fitter, &cells, folds.k(), &settings, &tick, see, |scores, model| {
+            gallery.add(&items, &cells, scores, model, &settings)
+        })?;
+        for (all, mut fold) in results.iter_mut().zip(found) {
+            if args.per_type {
+                in_units_of_good(&mut fold, &cells);
+            }
+            all.fitted += fold.fitted;
+            part.iter().zip(fold.scores).for_each(|(&index, scores)| all.scores[index] = scores);
+        }
+    }
     bar.finish_and_clear();
-    let results = results?;
     let pixels = pixels.into_inner().unwrap_or_else(PoisonError::into_inner);
     if let Some(error) = pixels.error {
         bail!(error);
     }
 
-    let judge = |question, kind| answers(question, kind, &dataset, &cells, &results, goal);
+    let judge = |question, kind| answers(question, kind, &dataset.items, &cells, &results, goal);
     let result = EvalResult {
         tool: format!("cellgate {}", env!("CARGO_PKG_VERSION")),
         created: shared::rfc3339(shared::now()),
         data: dataset.name.clone(),
         images: dataset.items.len(),
         counts: dataset.counts(),
-        settings: shown_settings(
-            &settings,
-            &backbone,
-            &network.identity().to_string(),
-            started.elapsed().as_secs_f64(),
-        ),
+        settings: shown_settings(&settings, &backbone, network.identity(), args.per_type, started.elapsed()),
         folds: folds.k(),
         seed: folds.seed,
         threshold_goal: goal,
@@ -162,6 +173,41 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         print(&result, judge);
     }
     Ok(())
+}
+
+fn pick<T: Clone>(all: &[T], part: &[usize]) -> Vec<T> {
+    part.iter().map(|&index| all[index].clone()).collect()
+}
+
+/// The indices of each type's cells.
+fn by_type(dataset: &Dataset) -> anyhow::Result<Vec<Vec<usize>>> {
+    let mut parts: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (index, item) in dataset.items.iter().enumerate() {
+        let Some(kind) = item.kind.as_deref() else {
+            bail!("--per-type: {} has no type in labels.csv", item.id);
+        };
+        parts.entry(kind).or_default().push(index);
+    }
+    Ok(parts.into_values().collect())
+}
+
+/// Divides scores by the median of the fold's good training cells: scores of types with statistics of their own can
+/// then be compared, and no test cell has a say in it.
+fn in_units_of_good(fold: &mut FoldScores, cells: &[FoldCell]) {
+    let unit = |kind| {
+        let mut good: Vec<f32> = cells
+            .iter()
+            .zip(&fold.scores)
+            .filter(|(cell, _)| cell.good && cell.fold != fold.fold)
+            .filter_map(|(_, scores)| scores.as_ref().ok().map(|s| s.get(kind)))
+            .collect();
+        good.sort_by(f32::total_cmp);
+        good.get(good.len() / 2).copied().filter(|unit| *unit > 0.0).unwrap_or(1.0)
+    };
+    let (top, max, mean) = (unit(ScoreKind::Top), unit(ScoreKind::Max), unit(ScoreKind::Mean));
+    for scores in fold.scores.iter_mut().flatten() {
+        *scores = Scores { top: scores.top / top, max: scores.max / max, mean: scores.mean / mean };
+    }
 }
 
 fn fold_cells(dataset: &Dataset, folds: &Folds) -> Vec<FoldCell> {
@@ -190,13 +236,12 @@ fn number(scores: &Result<Scores, Invalid>, kind: ScoreKind) -> f32 {
 fn threshold(
     question: Binarisation,
     kind: ScoreKind,
-    dataset: &Dataset,
+    items: &[Item],
     cells: &[FoldCell],
     fold: &FoldScores,
     goal: Goal,
 ) -> f32 {
-    let (scores, targets): (Vec<f32>, Vec<bool>) = dataset
-        .items
+    let (scores, targets): (Vec<f32>, Vec<bool>) = items
         .iter()
         .zip(cells)
         .zip(&fold.scores)
@@ -211,16 +256,15 @@ fn threshold(
 fn answers(
     question: Binarisation,
     kind: ScoreKind,
-    dataset: &Dataset,
+    items: &[Item],
     cells: &[FoldCell],
     results: &[FoldScores],
     goal: Goal,
 ) -> BinarisationResult {
-    let thresholds: Vec<f32> = results.iter().map(|f| threshold(question, kind, dataset, cells, f, goal)).collect();
+    let thresholds: Vec<f32> = results.iter().map(|f| threshold(question, kind, items, cells, f, goal)).collect();
     // Defect kinds are no groups to compare: a good cell has none.
-    let grouped = dataset.items.iter().all(|item| item.kind.is_some());
-    let scored: Vec<Scored<'_>> = dataset
-        .items
+    let grouped = items.iter().all(|item| item.kind.is_some());
+    let scored: Vec<Scored<'_>> = items
         .iter()
         .zip(cells)
         .enumerate()
@@ -246,7 +290,13 @@ fn invalid(cells: &[FoldCell], results: &[FoldScores]) -> BTreeMap<String, usize
     reasons
 }
 
-fn shown_settings(settings: &Settings, backbone: &str, identity: &str, seconds: f64) -> Vec<Setting> {
+fn shown_settings(
+    settings: &Settings,
+    backbone: &str,
+    identity: Identity,
+    per_type: bool,
+    spent: Duration,
+) -> Vec<Setting> {
     vec![
         Setting::new("backbone", format!("{backbone} ({identity:.16})")),
         Setting::new("image", format!("{0}×{0}", settings.size)),
@@ -260,7 +310,8 @@ fn shown_settings(settings: &Settings, backbone: &str, identity: &str, seconds: 
         Setting::new("copies", settings.augment.copies),
         Setting::new("quarter turns", settings.augment.quarter_turns),
         Setting::new("seed", settings.seed),
-        Setting::new("seconds", format!("{seconds:.0}")),
+        Setting::new("each type apart", per_type),
+        Setting::new("seconds", spent.as_secs()),
     ]
 }
 
@@ -311,7 +362,7 @@ struct Gallery {
 impl Gallery {
     fn add(
         &mut self,
-        dataset: &Dataset,
+        items: &[Item],
         cells: &[FoldCell],
         fold: &FoldScores,
         mut model: FoldModel<'_>,
@@ -321,9 +372,9 @@ impl Gallery {
             return Ok(());
         }
         let kind = settings.score;
-        let threshold = threshold(self.main, kind, dataset, cells, fold, self.goal);
+        let threshold = threshold(self.main, kind, items, cells, fold, self.goal);
         let mut wrong: Vec<(usize, MistakeKind, f32)> = Vec::new();
-        for (index, (item, cell)) in dataset.items.iter().zip(cells).enumerate() {
+        for (index, (item, cell)) in items.iter().zip(cells).enumerate() {
             let Ok(scores) = &fold.scores[index] else { continue };
             let target = item.label.as_ref().and_then(|label| self.main.target(label));
             let score = scores.get(kind);
@@ -347,7 +398,7 @@ impl Gallery {
             drawn.set(index, draw(scorer, settings, threshold));
         })?;
         for ((index, kind, score), pictures) in chosen.into_iter().zip(drawn.into_all()) {
-            let item = &dataset.items[index];
+            let item = &items[index];
             let Some(pictures) = pictures.flatten() else { continue };
             let label = item.label.as_ref().map(ToString::to_string).unwrap_or_default();
             let label = format!("{label} {}", item.kind.as_deref().unwrap_or_default());

@@ -103,9 +103,9 @@ pub struct FitSettings {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
 
-    /// Do not divide channels by their standard deviation over good cells.
+    /// Divide channels by their standard deviation over good cells before the embedding.
     #[arg(long)]
-    pub no_standardise: bool,
+    pub standardise: bool,
 
     /// How the cell is found: `border` (dark background, straightened) or `none` (the image is the cell) [default:
     /// border; none for ELPV].
@@ -178,7 +178,7 @@ impl FitSettings {
             k: self.k,
             stages: self.stages,
             seed: self.seed,
-            standardise: !self.no_standardise,
+            standardise: self.standardise,
             preprocess,
             augment: AugmentConfig {
                 copies: self.copies,

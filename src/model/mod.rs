@@ -215,7 +215,11 @@ impl Model {
             Precision::F32 => Factors::F32(self.container.section::<f32>(FACTORS, section_len(positions, k))?),
         };
         let mean = self.container.section(MEAN, positions * k + SLACK)?;
-        let row_scale = self.container.section(ROW_SCALE, k)?;
+        let row_scale: &[f32] = self.container.section(ROW_SCALE, k)?;
+        // A scale of zero would make every distance small, and every cell good.
+        if !row_scale.iter().all(|s| s.is_normal() && *s > 0.0) {
+            return Err(self.container.damaged("a row's scale is not a positive number".into()));
+        }
         Statistics::new(grid, k, mean, factors, row_scale).map_err(|e| self.container.damaged(e.to_string()))
     }
 

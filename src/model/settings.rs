@@ -52,7 +52,7 @@ impl Default for Settings {
             k: 100,
             stages: Stages::ALL,
             seed: 1,
-            standardise: true,
+            standardise: false,
             preprocess: PreprocessConfig::default(),
             augment: AugmentConfig::default(),
             shrinkage: Shrinkage::default(),

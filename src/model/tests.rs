@@ -215,7 +215,7 @@ fn numbers_in_the_header_that_make_no_sense_are_named() {
     assert_says(&calibrated(&|c| c.quantiles[40] = f32::NAN), &["not finite"]);
     assert_says(&calibrated(&|c| c.quantiles.truncate(50)), &["101 rising quantiles"]);
     assert_says(&calibrated(&|c| c.quantiles.clear()), &["101 rising quantiles"]);
-    assert_says(&calibrated(&|c| c.class_c = 1.0), &["class C begins below"]);
+    assert_says(&calibrated(&|c| c.class_c = 1.0), &["the thresholds of class A and C"]);
 }
 
 #[test]

@@ -98,12 +98,12 @@ impl Calibration {
         Ok(made.moved_to(threshold))
     }
 
-    /// The same cells with another threshold, for instance one chosen on labelled cells.
-    ///
-    /// Beyond the threshold the score rises as 1 − 0.5·exp(−x), x in units of the threshold's distance from the median;
-    /// x = ln 2 gives [`CLASS_C`].
+    /// The same cells with another threshold (above 0), for instance one chosen on labelled cells. Class C begins as far
+    /// above it as ln 2 times its distance from the median good cell: until a classifier knows better, whatever is
+    /// clearly beyond the good cells is a reject.
     #[must_use]
     pub fn moved_to(&self, threshold: f32) -> Self {
+        let threshold = threshold.max(f32::MIN_POSITIVE);
         let unit = (threshold - self.quantiles[50]).max(threshold * 1e-3).max(f32::MIN_POSITIVE);
         Self { threshold, class_c: threshold + unit * std::f32::consts::LN_2, ..self.clone() }
     }
@@ -123,19 +123,20 @@ impl Calibration {
         if self.quantiles.len() != 101 || self.quantiles.windows(2).any(|w| w[0] > w[1]) {
             return Err(CalibrationError::Broken("there are not 101 rising quantiles"));
         }
-        if self.class_c <= self.threshold {
-            return Err(CalibrationError::Broken("class C begins below the threshold of class A"));
+        if self.threshold <= 0.0 || self.class_c <= self.threshold {
+            return Err(CalibrationError::Broken("the thresholds of class A and C are not above zero, in this order"));
         }
         Ok(())
     }
 
     /// The score of a distance: 0.5·F(x)/F(threshold) up to the threshold, F being the share of held-out good cells
-    /// below x; beyond it 1 − 0.5·exp(−(x − threshold)/unit). Rises with x; NaN stays NaN.
+    /// below x; beyond it 1 − 0.5·(threshold/x)^p, with the p that gives [`CLASS_C`] at `class_c`: distances of defects
+    /// span powers of ten, and the gravest ones keep their order. Rises with x; NaN stays NaN.
     #[must_use]
     pub fn score(&self, distance: f32) -> f32 {
         if distance > self.threshold {
-            let unit = (self.class_c - self.threshold) / std::f32::consts::LN_2;
-            return 1.0 - 0.5 * (-(distance - self.threshold) / unit).exp();
+            let power = std::f32::consts::LN_2 / (self.class_c / self.threshold).ln();
+            return 1.0 - 0.5 * (self.threshold / distance).powf(power);
         }
         if distance.is_nan() {
             return distance;

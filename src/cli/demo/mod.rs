@@ -36,6 +36,8 @@ use table::{Mark, Table, mark};
 const SEED: u64 = 7;
 /// Good synthetic cells that are drawn; a fifth of them is held out to calibrate.
 const GOOD: u64 = 300;
+/// Columns before the truth.
+const WIDTH: usize = 96;
 /// Good cells of ELPV that are fitted at most, to stay within a minute.
 const ELPV_GOOD: usize = 500;
 /// Cells of ELPV that are judged, by label.
@@ -64,8 +66,33 @@ pub struct Args {
     #[arg(long, value_name = "DIR", env = "CELLGATE_DATA")]
     data_dir: Option<PathBuf>,
 
+    /// Good synthetic cells to draw; more make a better model.
+    #[arg(long, value_name = "N", default_value_t = GOOD, value_parser = clap::value_parser!(u64).range(60..=100_000))]
+    cells: u64,
+
+    /// Side of the rectified image, for quick tests.
+    #[arg(long, hide = true, default_value_t = 256)]
+    size: u32,
+
+    /// Side of the heatmap's grid, for quick tests.
+    #[arg(long, hide = true, default_value_t = 64)]
+    grid: u32,
+
+    /// Values of the embedding, for quick tests.
+    #[arg(short, hide = true, default_value_t = 100)]
+    k: u32,
+
     #[command(flatten)]
     engine: Engine,
+}
+
+impl Args {
+    fn settings(&self) -> anyhow::Result<Settings> {
+        let (size, grid, k) = (self.size, self.grid, self.k);
+        let settings = Settings { size, grid, k, seed: SEED, holdout: 0.2, ..Settings::default() };
+        settings.validate()?;
+        Ok(settings)
+    }
 }
 
 /// What the two demos differ in.
@@ -85,6 +112,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let started = Instant::now();
     let default = if args.elpv { "cellgate-demo-elpv" } else { "cellgate-demo" };
     let out = args.out.clone().unwrap_or_else(|| default.into());
+    args.settings()?;
+    if args.elpv {
+        elpv::open(&elpv::data_dir(args.data_dir.as_deref())?)?;
+    }
     take_folder(&out)?;
     let interrupted = shared::interrupt()?;
     let case = if args.elpv { real(&args)? } else { synthetic(&args, &out, &interrupted)? };
@@ -133,11 +164,11 @@ fn take_folder(out: &Path) -> anyhow::Result<()> {
 }
 
 fn synthetic(args: &Args, out: &Path, interrupted: &AtomicBool) -> anyhow::Result<Case> {
-    println!("1. Drawing {GOOD} good cells, and a batch with planted defects.");
+    println!("1. Drawing {} good cells, and a batch with planted defects.", args.cells);
     let config = SynthConfig { selection: Selection::Only(Class::A), ..SynthConfig::default() };
     let generator = Generator::new(config, SEED)?;
     let folder = out.join("good");
-    data_set(&generator, GOOD, false, args.engine.threads(), &folder)?;
+    data_set(&generator, args.cells, false, args.engine.threads(), &folder)?;
     check(interrupted)?;
     let good = crate::eval::dataset::Dataset::open(&folder)?;
     let bar = shared::bar(0, "drawing");
@@ -148,7 +179,7 @@ fn synthetic(args: &Args, out: &Path, interrupted: &AtomicBool) -> anyhow::Resul
     bar.finish_and_clear();
     println!("   {} cells in {}", batch.len(), out.join("batch").display());
     let augment = AugmentConfig { copies: 1, ..AugmentConfig::default() };
-    let settings = Settings { seed: SEED, holdout: 0.2, augment, ..Settings::default() };
+    let settings = Settings { augment, ..args.settings()? };
     let good = shared::good_cells(&good)?;
     Ok(Case { data: "synthetic cells".into(), settings, good, batch, title: "Demo: synthetic cells" })
 }
@@ -186,13 +217,7 @@ fn real(args: &Args) -> anyhow::Result<Case> {
         batch.len()
     );
     println!("   Truth is the probability of a defect that experts gave: 0, 1/3, 2/3, 1.");
-    let settings = Settings {
-        seed: SEED,
-        holdout: 0.2,
-        overkill: 0.05,
-        preprocess: PreprocessConfig::whole_frame(),
-        ..Settings::default()
-    };
+    let settings = Settings { overkill: 0.1, preprocess: PreprocessConfig::whole_frame(), ..args.settings()? };
     Ok(Case { data: "ELPV".into(), settings, good, batch, title: "Demo: real cells (ELPV)" })
 }
 
@@ -209,10 +234,12 @@ fn fit(
     let plan = Plan::new(case.good.clone(), settings);
     let total = plan.fit.len() as u64 * u64::from(settings.augment.images_per_cell());
     println!(
-        "2. Fitting: {} good cells as {total} images, {} more set the threshold; k = {}, {2}×{2} positions.",
+        "2. Fitting: {} good cells as {total} images, {} more set the threshold; k = {}, {grid}×{grid} positions;\n   the threshold takes out {overkill} % of those.",
         plan.fit.len(),
         plan.held_out.len(),
         settings.k,
+        grid = settings.grid,
+        overkill = settings.overkill * 100.0,
     );
     let mut fitter = engine.fitter(network, settings)?;
     let scale = fitter.channel_scale(&plan.scale_cells(settings.seed), settings)?;
@@ -277,16 +304,19 @@ fn inspect(
             Mark::Escape => "  ← escape",
             Mark::Overkill => "  ← overkill",
         };
-        let width = 96 + if colours { 9 } else { 0 };
-        let blank = width.max(text.chars().count()) - text.chars().count();
-        let _ = write!(text, "{:blank$}  {}{remark}", "", cell.known.text);
+        let width = WIDTH + if colours { 9 } else { 0 };
+        let length = text.chars().count();
+        if length > width {
+            text = text.chars().take(width - 1).chain(['…']).collect();
+        }
+        let _ = write!(text, "{:blank$}  {}{remark}", "", cell.known.text, blank = width.saturating_sub(length));
         tally.add(&verdict);
         table.add(cell, &verdict);
         cells.push(page::cell(&cell.id, &verdict, grid, Some(cell.known.text.clone())));
         writeln!(stdout, "{text}").context("writing the verdicts")
     })?;
     check(interrupted)?;
-    writeln!(stdout, "\n{}\n\n{}", tally.summary(started.elapsed().as_secs_f64()), table.text())?;
+    write!(stdout, "\n{}\n\n{}", tally.summary(started.elapsed().as_secs_f64()), table.text())?;
     let pictures = cells.len();
     page::write(&out.join("report.html"), case.title, &mut batch, model, &items, cells, pictures)
 }

@@ -186,8 +186,8 @@ mod tests {
         let mut out = vec![0.0; 64 * 64];
         preprocessor.run(&cell.frame, &mut out).unwrap();
         for (broken, reason) in [
-            (Broken::Black, "uniform"),
-            (Broken::Unlit, "no-cell"),
+            (Broken::Black, "no-cell"),
+            (Broken::Unlit, "dim"),
             (Broken::Cropped, "cropped"),
             (Broken::Saturated, "saturated"),
             (Broken::Blurred, "blurred"),

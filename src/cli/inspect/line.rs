@@ -108,7 +108,7 @@ mod tests {
         let mut out = String::new();
         lines.write("a\x1b[2K", &dim, &mut out);
         assert!(
-            out.starts_with("a\u{fffd}[2K      INVALID -       -     0.0 ms  dim: mean brightness 0.0100"),
+            out.starts_with("a\u{fffd}[2K       INVALID -       -     0.0 ms  dim: mean brightness 0.0100"),
             "{out}"
         );
         let mut out = String::new();

@@ -1,10 +1,9 @@
 //! Pictures of judged cells, and the page that shows them.
 
-use std::io::{Cursor, Write as _};
+use std::io::Cursor;
 use std::path::Path;
 
 use anyhow::Context;
-use image::codecs::jpeg::JpegEncoder;
 use image::{ImageFormat, RgbImage};
 
 use super::batch::Batch;
@@ -17,20 +16,28 @@ use crate::model::Model;
 use crate::pipeline::Inspector;
 use crate::preprocess::Mode;
 use crate::verdict::payload::frame_box;
-use crate::verdict::{CLASS_C, Calibration, Class, DECISION, Outcome, Verdict};
+use crate::verdict::{CLASS_C, Class, DECISION, Outcome, Verdict};
+use crate::whole_file;
 
-/// The distances at which the heatmap begins to show and is fully red: a good cell stays clear.
-fn range(calibration: &Calibration) -> (f32, f32) {
-    let low = calibration.region;
-    (low, calibration.class_c.max(low * 1.25))
+/// The distance below which a heatmap with this maximum is left clear: midway, in magnitude, between the level that good
+/// cells hardly reach and the maximum. A strong defect lifts half the cell above the lower of the two.
+fn clear_below(good: f32, max: f32) -> f32 {
+    if max > good && good > 0.0 { (good * max).sqrt() } else { good }
 }
 
-/// The cell that the inspector judged last with its heatmap.
+/// The cell that the inspector judged last with its heatmap, coloured by magnitude: distances of defects span several
+/// powers of ten. It is clear below the level of the regions, so that a good cell stays clear.
 fn heated(inspector: &Inspector, verdict: &Verdict) -> RgbImage {
     let header = inspector.model().header();
     let (side, grid) = (header.settings.size as usize, header.settings.grid as usize);
-    let range = header.calibration.as_ref().map_or((f32::MAX, f32::MAX), range);
-    overlay::draw(inspector.image(), side, inspector.heatmap(), grid, range, verdict.regions.as_slice())
+    let magnitude = |x: f32| x.max(f32::MIN_POSITIVE).ln();
+    let map: Vec<f32> = inspector.heatmap().iter().map(|&x| magnitude(x)).collect();
+    let max = verdict.distances.map_or(f32::MAX, |distances| distances.max);
+    let range = header.calibration.as_ref().map_or((f32::MAX, f32::MAX), |calibration| {
+        let low = clear_below(calibration.region, max);
+        (magnitude(low), magnitude(max.max(calibration.class_c).max(low * 1.25)))
+    });
+    overlay::draw(inspector.image(), side, &map, grid, range, verdict.regions.as_slice())
 }
 
 /// Writes the overlay of the cell that the inspector judged last, whole or not at all.
@@ -48,25 +55,11 @@ pub fn save_overlay(path: &Path, inspector: &Inspector, verdict: &Verdict) -> an
 /// # Errors
 /// What the system refused.
 pub fn save(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let write = || -> std::io::Result<()> {
-        let mut builder = tempfile::Builder::new();
-        // Temporary files are private by default; pictures are for others to see.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644));
-        let mut file = builder.prefix(".cellgate-").tempfile_in(folder)?;
-        file.write_all(bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().with_context(|| format!("writing {}", path.display()))
+    whole_file::write(path, &[bytes]).with_context(|| format!("writing {}", path.display()))
 }
 
 fn jpeg(picture: &RgbImage) -> anyhow::Result<Picture> {
-    let mut bytes = Vec::new();
-    picture.write_with_encoder(JpegEncoder::new_with_quality(&mut bytes, 90)).context("encoding a picture")?;
-    Ok(Picture(bytes))
+    overlay::jpeg(picture).map(Picture).context("encoding a picture")
 }
 
 /// A cell as the page shows it, without pictures; `label` is what is known about it.

@@ -97,7 +97,13 @@ impl InspectReport {
             Outcome::Invalid(_) => f32::NEG_INFINITY,
             _ => cell.score.map_or(f32::INFINITY, |score| if score.is_nan() { f32::INFINITY } else { score }),
         };
-        order.sort_by(|&a, &b| rank(&cells[b]).total_cmp(&rank(&cells[a])).then(cells[a].id.cmp(&cells[b].id)));
+        // Scores of grave defects all come close to 1; the peak still tells them apart.
+        let peak = |cell: &InspectedCell| cell.regions.iter().map(|region| region.peak).fold(0.0, f32::max);
+        let key = |index: usize| (rank(&cells[index]), peak(&cells[index]));
+        order.sort_by(|&a, &b| {
+            let ((rank_a, peak_a), (rank_b, peak_b)) = (key(a), key(b));
+            rank_b.total_cmp(&rank_a).then(peak_b.total_cmp(&peak_a)).then(cells[a].id.cmp(&cells[b].id))
+        });
         order
     }
 
