@@ -306,9 +306,12 @@ fn broken_statistics_pass_no_cell() {
     let mut broken = good.clone();
     broken.statistics.mean[17] = f32::NAN;
     assert_eq!(verdict(&broken).outcome, Outcome::Invalid(Invalid::NotFinite));
-    let mut broken = good.clone();
-    broken.statistics.row_scale[1] = f32::INFINITY;
-    assert_eq!(verdict(&broken).outcome, Outcome::Invalid(Invalid::NotFinite));
+    for scale in [f32::INFINITY, f32::NAN, 0.0, -1.0] {
+        let mut broken = good.clone();
+        broken.statistics.row_scale[1] = scale;
+        broken.write(&place.path);
+        assert_says(&Model::open(&place.path).unwrap_err().to_string(), &["a row's scale"]);
+    }
     let mut broken = good.clone();
     if let crate::gaussian::factors::OwnedFactors::F32(u) = &mut broken.statistics.factors {
         u[64 * 3 + 2] = f32::NAN;
