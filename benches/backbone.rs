@@ -6,11 +6,9 @@
 //! speaks to it that way. `--input` and `--output` are raw little-endian f32: the image, and the four maps one after
 //! the other.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{BufRead, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -20,25 +18,10 @@ use cellgate::simd::Isa;
 use cellgate::workers::Workers;
 use clap::Parser;
 
-struct Counting;
+#[path = "../tests/common/counting.rs"]
+mod counting;
 
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: everything is the system allocator's; counting touches no memory of its.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as the caller promised.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promised.
-        unsafe { System.dealloc(p, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use counting::allocations;
 
 /// Milliseconds of processor time that all threads of this process have used.
 fn cpu_ms() -> f64 {
@@ -109,11 +92,11 @@ fn main() -> anyhow::Result<()> {
         let bytes: Vec<u8> = (0..4).flat_map(|s| pyramid.map(s)).flat_map(|x| x.to_le_bytes()).collect();
         std::fs::write(path, bytes).with_context(|| format!("writing {}", path.display()))?;
     }
-    let before = ALLOCATIONS.load(Ordering::Relaxed);
+    let before = allocations();
     for _ in 0..10 {
         backbone.run(&image, &mut pyramid)?;
     }
-    let allocations = (ALLOCATIONS.load(Ordering::Relaxed) - before) as f64 / 10.0;
+    let allocations = (allocations() - before) as f64 / 10.0;
 
     let mut measure = |count: usize| -> anyhow::Result<Vec<(f64, f64)>> {
         let mut times = Vec::with_capacity(count);

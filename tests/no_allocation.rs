@@ -1,9 +1,7 @@
 //! After start, the way from a frame to a verdict allocates nothing. A test program of its own, since it counts every
 //! allocation of the process.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use cellgate::backbone::ResNet18;
 use cellgate::backbone::cpu::CpuBackbone;
@@ -17,38 +15,10 @@ use cellgate::workers::Workers;
 
 mod common;
 
-struct Counting;
+#[path = "common/counting.rs"]
+mod counting;
 
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: everything is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as the caller promised.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promised.
-        unsafe { System.dealloc(memory, layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as the caller promised.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: as the caller promised.
-        unsafe { System.realloc(memory, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
+use counting::allocations;
 
 /// Good and defective cells, and frames that no cell can be judged in.
 fn frames() -> Vec<Frame> {
@@ -88,9 +58,9 @@ fn a_thousand_frames_allocate_nothing() {
         let mut guilty = Vec::with_capacity(frames.len());
         for index in 0..1000 {
             let frame = &frames[index % frames.len()];
-            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            let before = allocations();
             let verdict = inspector.inspect(frame);
-            let made = ALLOCATIONS.load(Ordering::Relaxed) - before;
+            let made = allocations() - before;
             if made > 0 && guilty.len() < frames.len() {
                 guilty.push((index, made));
             }

@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn pictures_never_leave_their_folder_nor_overwrite_one_another() {
         let long = "x/".repeat(400) + "end.png";
-        let ids = ["a/b.png", "a_b.png", "a/b.tif", "../../etc/x.png", "/root/y.png", "..", "é\n\".png", &long];
+        let ids = ["a/b.png", "a_b.png", "a/b.tif", "../../etc/x.png", "/etc/y.png", "..", "é\n\".png", &long];
         let names = picture_names(&ids.map(item));
         assert_eq!(names[..3], ["a_b.overlay.png", "a_b-2.overlay.png", "a_b-3.overlay.png"]);
         assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len());
