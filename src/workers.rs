@@ -5,7 +5,7 @@
 //! where a core has been taken away, long enough to spare most of the wake-ups within a frame.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 
 type Task<'a> = dyn Fn(usize) + Sync + 'a;
@@ -15,6 +15,8 @@ type Task<'a> = dyn Fn(usize) + Sync + 'a;
 pub struct Workers {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    /// Held while a call is under way.
+    turn: Mutex<()>,
 }
 
 /// Looks at an atomic before going to sleep: some 10 to 50 µs.
@@ -72,7 +74,7 @@ impl Workers {
                     .expect("starting a worker thread")
             })
             .collect();
-        Self { shared, threads }
+        Self { shared, threads, turn: Mutex::new(()) }
     }
 
     /// How many threads share a call, the caller's included.
@@ -83,12 +85,20 @@ impl Workers {
 
     /// Calls `task(index)` once for each index from 0 to `count() − 1`, index 0 on this thread, and waits for all.
     ///
+    /// Calls from several threads, or from within a task, do no harm: while the workers are busy the caller does all
+    /// indices itself, one after another. So a task must not wait for another index.
+    ///
     /// # Panics
     /// If the task panicked on another thread; a panic on this thread is passed on once the others are done.
     pub fn run(&self, task: &Task<'_>) {
         if self.threads.is_empty() {
             return task(0);
         }
+        let _turn = match self.turn.try_lock() {
+            Ok(turn) => turn,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return (0..self.count()).for_each(task),
+        };
         // SAFETY: only the lifetime is changed; `Finish` waits for every thread before this frame is left, even by a panic.
         let task: *const Task<'static> = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) };
         {
@@ -180,6 +190,23 @@ mod tests {
             });
         }
         assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 100));
+    }
+
+    #[test]
+    fn calls_from_several_threads_and_from_within_a_task_are_all_done() {
+        let workers = Workers::new(3);
+        let hits = AtomicUsize::new(0);
+        let count = |_| {
+            hits.fetch_add(1, Ordering::Relaxed);
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..200).for_each(|_| workers.run(&count)));
+            }
+        });
+        assert_eq!(hits.swap(0, Ordering::Relaxed), 4 * 200 * 3);
+        workers.run(&|_| workers.run(&count));
+        assert_eq!(hits.load(Ordering::Relaxed), 9);
     }
 
     #[test]

@@ -5,12 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 
-use crate::backbone::cpu::CpuBackbone;
-use crate::backbone::{Backbone as _, ResNet18};
+use crate::backbone::ResNet18;
+use crate::cli::shared::backbones;
 use crate::eval::dataset::{Dataset, Item};
 use crate::model::Model;
 use crate::pipeline::Inspector;
-use crate::simd::Isa;
 use crate::verdict::{Class, Outcome, Verdict};
 use crate::workers::Workers;
 
@@ -35,12 +34,11 @@ impl Batch {
         let (inspectors, each) = if cells == 1 { (1, threads) } else { (threads.clamp(1, cells.max(1)), 1) };
         let alone = Arc::new(Workers::new(each));
         let size = model.header().settings.size as usize;
-        let make = |_| {
-            let backbone = CpuBackbone::new(network, size, Isa::detect(), Arc::clone(&alone))?;
-            debug_assert_eq!(backbone.size(), size);
-            Ok(Inspector::new(Arc::clone(model), Box::new(backbone), Arc::clone(&alone))?)
-        };
-        Ok(Self { inspectors: (0..inspectors).map(make).collect::<anyhow::Result<_>>()? })
+        let inspectors = backbones(network, size, inspectors, &alone)?
+            .into_iter()
+            .map(|backbone| Ok(Inspector::new(Arc::clone(model), Box::new(backbone), Arc::clone(&alone))?))
+            .collect::<anyhow::Result<_>>()?;
+        Ok(Self { inspectors })
     }
 
     /// Calls `judge` for the indices from 0 to `count − 1`, each on some thread, and `tell` on this one with the results
