@@ -36,7 +36,7 @@ const MAX_SECTIONS: usize = 16;
 #[non_exhaustive]
 pub enum FileError {
     /// The system refused.
-    #[error("{what} {}: {source}", path.display())]
+    #[error("{what} {}", path.display())]
     Io {
         /// What was attempted.
         what: &'static str,

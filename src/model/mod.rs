@@ -67,28 +67,28 @@ pub enum ModelError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The file is whole but its content makes no sense.
-    #[error("reading the model {path}: {source}")]
+    #[error("reading the model {path}: {why}")]
     Settings {
         /// The file.
         path: String,
         /// What is wrong.
-        source: SettingsError,
+        why: SettingsError,
     },
     /// As above, the calibration.
-    #[error("reading the model {path}: {source}")]
+    #[error("reading the model {path}: {why}")]
     Calibration {
         /// The file.
         path: String,
         /// What is wrong.
-        source: CalibrationError,
+        why: CalibrationError,
     },
     /// As above, the projection.
-    #[error("reading the model {path}: {source}")]
+    #[error("reading the model {path}: {why}")]
     Projection {
         /// The file.
         path: String,
         /// What is wrong.
-        source: EmbeddingError,
+        why: EmbeddingError,
     },
     /// The model was fitted with another backbone.
     #[error(
@@ -127,14 +127,14 @@ impl Model {
         let container = Container::open(path, KIND)?;
         let header: Header = container.header()?;
         let shown = || path.display().to_string();
-        header.settings.validate().map_err(|source| ModelError::Settings { path: shown(), source })?;
+        header.settings.validate().map_err(|why| ModelError::Settings { path: shown(), why })?;
         if let Some(calibration) = &header.calibration {
-            calibration.validate().map_err(|source| ModelError::Calibration { path: shown(), source })?;
+            calibration.validate().map_err(|why| ModelError::Calibration { path: shown(), why })?;
         }
         let k = header.settings.k as usize;
         let matrix = container.section::<f32>(PROJECTION, CHANNELS * k)?.to_vec();
         let projection =
-            Projection::from_matrix(k, matrix).map_err(|source| ModelError::Projection { path: shown(), source })?;
+            Projection::from_matrix(k, matrix).map_err(|why| ModelError::Projection { path: shown(), why })?;
         let model = Self { container, header, projection };
         model.sections()?;
         Ok(model)

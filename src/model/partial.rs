@@ -55,12 +55,12 @@ pub enum PartialError {
     #[error(transparent)]
     File(#[from] FileError),
     /// The file is whole but its settings make no sense.
-    #[error("reading the partial fit {path}: {source}")]
+    #[error("reading the partial fit {path}: {why}")]
     Settings {
         /// The file.
         path: String,
         /// What is wrong.
-        source: SettingsError,
+        why: SettingsError,
     },
     /// Two partial fits do not belong together.
     #[error("merging {path}: its {what} differs from that of the first partial fit")]
@@ -125,7 +125,7 @@ pub fn write(path: &Path, header: &PartialHeader, moments: &Accumulator) -> Resu
 fn open(path: &Path) -> Result<(Container, PartialHeader), PartialError> {
     let container = Container::open(path, KIND)?;
     let header: PartialHeader = container.header()?;
-    header.settings.validate().map_err(|source| PartialError::Settings { path: path.display().to_string(), source })?;
+    header.settings.validate().map_err(|why| PartialError::Settings { path: path.display().to_string(), why })?;
     let PartialHeader { shard, shards, done, total, .. } = header;
     if header.scale.len() != CHANNELS || shard >= shards || shards > MAX_SHARDS || done > total {
         return Err(container.damaged("the header contradicts itself".into()).into());
