@@ -97,7 +97,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         bail!("{} has no two kinds of label to tell apart", dataset.name);
     };
     let folds = folds::stratified(&dataset.items, args.folds.into(), args.split_seed)?;
-    folds.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    folds.notes.iter().take(3).for_each(|note| eprintln!("note: {note}"));
+    if folds.notes.len() > 3 {
+        eprintln!("note: and {} more such groups", folds.notes.len() - 3);
+    }
     let interrupted = shared::interrupt()?;
     let mut fitter = args.engine.fitter(&network, &settings)?;
     let cells = fold_cells(&dataset, &folds);
