@@ -62,7 +62,8 @@ impl Inspector {
         };
         if placement.brightness < calibration.dim_below {
             let (mean, limit) = (placement.brightness, calibration.dim_below);
-            return Verdict::invalid(Invalid::Frame(Rejection::Dim { mean, limit }));
+            let refused = Verdict::invalid(Invalid::Frame(Rejection::Dim { mean, limit }));
+            return Verdict { latency: self.scorer.latency(), ..refused };
         }
         let mut clock = Instant::now();
         let score = calibration.score(distances.get(calibration.kind));
