@@ -278,16 +278,18 @@ mod tests {
                 accumulator.update(&batch.iter().collect::<Vec<_>>(), Isa::detect(), &Workers::new(1));
             }
             fill(&mut pyramid, &mut rng);
+            scalar.project(&pyramid);
+            scalar.read_into(&mut batch[0]);
+            let workers = Workers::new(1);
+            let exact = accumulator.finish(Shrinkage::default(), Precision::F32, &workers).unwrap();
+            let expected = mahalanobis_dense(&exact.view(), &batch[0]);
             for (precision, tolerance) in [(Precision::F32, 1e-4), (Precision::F16, 1e-2)] {
-                let fit = accumulator.finish(Shrinkage::default(), precision, &Workers::new(1)).unwrap();
+                let fit = accumulator.finish(Shrinkage::default(), precision, &workers).unwrap();
                 assert_eq!(fit.view().factors().len(), section_len(grid * grid, k));
                 for isa in Isa::available() {
+                    let mut embedder = Embedder::new(&projection, size, grid, isa);
+                    embedder.project(&pyramid);
                     for threads in [1, 3] {
-                        let mut embedder = Embedder::new(&projection, size, grid, isa);
-                        embedder.project(&pyramid);
-                        embedder.read_into(&mut batch[0]);
-                        let exact = accumulator.finish(Shrinkage::default(), Precision::F32, &Workers::new(1)).unwrap();
-                        let expected = mahalanobis_dense(&exact.view(), &batch[0]);
                         let mut got = vec![0.0; grid * grid];
                         mahalanobis(&fit.view(), &embedder, &Workers::new(threads), &mut got);
                         for (got, want) in got.iter().zip(&expected) {
