@@ -245,6 +245,7 @@ mod tests {
     use crate::embedding::projection::CHANNELS;
     use crate::embedding::{Embedding, Projection, Stages};
     use crate::gaussian::factors::{Precision, section_len};
+    use crate::gaussian::fit::tests::embeddings;
     use crate::gaussian::fit::{Accumulator, BATCH};
     use crate::gaussian::shrinkage::Shrinkage;
     use crate::simd::Isa;
@@ -268,21 +269,16 @@ mod tests {
             let mut pyramid = Pyramid::new(size);
             let mut scalar = Embedder::new(&projection, size, grid, Isa::Scalar);
             let mut accumulator = Accumulator::new(grid, k);
-            let mut batch = vec![Embedding::new(grid, k); BATCH];
-            for _ in 0..6 {
-                for embedding in &mut batch {
-                    fill(&mut pyramid, &mut rng);
-                    scalar.project(&pyramid);
-                    scalar.read_into(embedding);
-                }
+            for batch in embeddings(grid, k, 6 * BATCH, k as u64).chunks(BATCH) {
                 accumulator.update(&batch.iter().collect::<Vec<_>>(), Isa::detect(), &Workers::new(1));
             }
             fill(&mut pyramid, &mut rng);
             scalar.project(&pyramid);
-            scalar.read_into(&mut batch[0]);
+            let mut measured = Embedding::new(grid, k);
+            scalar.read_into(&mut measured);
             let workers = Workers::new(1);
             let exact = accumulator.finish(Shrinkage::default(), Precision::F32, &workers).unwrap();
-            let expected = mahalanobis_dense(&exact.view(), &batch[0]);
+            let expected = mahalanobis_dense(&exact.view(), &measured);
             for (precision, tolerance) in [(Precision::F32, 1e-4), (Precision::F16, 1e-2)] {
                 let fit = accumulator.finish(Shrinkage::default(), precision, &workers).unwrap();
                 assert_eq!(fit.view().factors().len(), section_len(grid * grid, k));
