@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::backbone::ResNet18;
 use crate::backbone::cpu::CpuBackbone;
 use crate::backbone::weights::Loaded;
 use crate::embedding::Stages;
-use crate::eval::dataset::Dataset;
+use crate::eval::dataset::{Dataset, LABELS_FILE};
 use crate::eval::elpv;
 use crate::gaussian::{Precision, Shrinkage};
 use crate::heatmap::ScoreKind;
@@ -208,17 +208,36 @@ pub fn open_data(data: &Path, data_dir: Option<&Path>) -> anyhow::Result<(Datase
     Ok((dataset, whole))
 }
 
-/// The good cells of a data set; all of them if it has no labels.
+/// The good cells of a data set, all of them if it has no labels; says on stderr which of the two it is.
 pub fn good_cells(dataset: &Dataset) -> anyhow::Result<Vec<Cell>> {
+    let (cells, all) = (select_good(dataset)?, dataset.items.len());
+    match dataset.labels.as_slice() {
+        [] => eprintln!("{}: no {LABELS_FILE} names its images: all {all} are taken as good", dataset.name),
+        [file] => eprintln!("{}: {} of {all} cells are good by {}", dataset.name, cells.len(), file.display()),
+        files => eprintln!("{}: {} of {all} cells are good by {} label files", dataset.name, cells.len(), files.len()),
+    }
+    Ok(cells)
+}
+
+/// The good cells of a data set, all of them if it has no labels.
+pub fn select_good(dataset: &Dataset) -> anyhow::Result<Vec<Cell>> {
     let labelled = dataset.items.iter().any(|item| item.label.is_some());
+    if let (Some(file), false) = (dataset.labels.first(), labelled) {
+        bail!(
+            "{} labels none of the {} images of {}: write what they are (file,label), or take it away if all are good",
+            file.display(),
+            dataset.items.len(),
+            dataset.name
+        );
+    }
     let cells: Vec<Cell> = dataset
         .items
         .iter()
-        .filter(|item| !labelled || item.label.as_ref().is_some_and(crate::eval::dataset::Label::is_good))
+        .filter(|item| !labelled || item.label.is_some_and(|label| label.is_good()))
         .map(|item| Cell { id: item.id.clone(), path: item.path.clone() })
         .collect();
     if cells.is_empty() {
-        return Err(anyhow!("{} has no good cell (label A or 0) among its {}", dataset.name, dataset.items.len()));
+        bail!("{} has no good cell (label A or 0) among its {}", dataset.name, dataset.items.len());
     }
     Ok(cells)
 }

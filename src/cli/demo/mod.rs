@@ -180,7 +180,7 @@ fn synthetic(args: &Args, out: &Path, interrupted: &AtomicBool) -> anyhow::Resul
     println!("   {} cells in {}", batch.len(), out.join("batch").display());
     let augment = AugmentConfig { copies: 1, ..AugmentConfig::default() };
     let settings = Settings { augment, ..args.settings()? };
-    let good = shared::good_cells(&good)?;
+    let good = shared::select_good(&good)?;
     Ok(Case { data: "synthetic cells".into(), settings, good, batch, title: "Demo: synthetic cells" })
 }
 
