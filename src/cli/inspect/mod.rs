@@ -31,7 +31,8 @@ const REJECTED: u8 = 3;
 ///
 /// The exit status is 0 once every cell has its verdict, whatever it is; 1 if the work could not be done (an unreadable
 /// model, an empty folder, an output that cannot be written, Ctrl-C); with --fail-on-reject 3 if any cell was REJECT or
-/// INVALID.
+/// INVALID. Where whoever reads the verdicts stops early, as `head` does, it ends with 0; with --fail-on-reject with 1,
+/// since cells were left unjudged.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   cellgate inspect line1.cgm cell.png
@@ -147,8 +148,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     });
     bar.finish_and_clear();
     let done = match done {
-        // Whoever read the verdicts has seen enough, as `head` does.
-        Err(error) if is_broken_pipe(&error) => return Ok(ExitCode::SUCCESS),
+        Err(error) if is_broken_pipe(&error) => {
+            if args.fail_on_reject {
+                let told = tally.count().saturating_sub(1);
+                bail!("whoever reads the verdicts stopped after {told} of {}; the rest were not judged", items.len());
+            }
+            // They have seen enough, as `head` does.
+            return Ok(ExitCode::SUCCESS);
+        }
         other => other?,
     };
     eprintln!("{}", tally.summary(started.elapsed().as_secs_f64()));
