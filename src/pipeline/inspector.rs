@@ -8,7 +8,7 @@ use crate::backbone::Backbone;
 use crate::frame::Frame;
 use crate::heatmap::Scores;
 use crate::model::Model;
-use crate::preprocess::{Placement, Rejection};
+use crate::preprocess::{Placement, Refusal};
 use crate::verdict::{Invalid, Latency, Verdict};
 use crate::workers::Workers;
 
@@ -62,7 +62,7 @@ impl Inspector {
         };
         if placement.brightness < calibration.dim_below {
             let (mean, limit) = (placement.brightness, calibration.dim_below);
-            let refused = Verdict::invalid(Invalid::Frame(Rejection::Dim { mean, limit }));
+            let refused = Verdict::invalid(Invalid::Frame(Refusal::Dim { mean, limit }));
             return Verdict { latency: self.scorer.latency(), ..refused };
         }
         let mut clock = Instant::now();

@@ -104,7 +104,7 @@ impl Gates {
 #[derive(Clone, Copy, Debug, PartialEq, Error, Serialize, Deserialize)]
 #[serde(tag = "reason", rename_all = "kebab-case")]
 #[non_exhaustive]
-pub enum Rejection {
+pub enum Refusal {
     /// Nothing bright and large enough to be a cell.
     #[error("no cell: the largest bright region covers {area:.3} of the frame, at least {limit:.3} is needed")]
     NoCell {
@@ -201,7 +201,7 @@ pub enum Rejection {
     },
 }
 
-impl Rejection {
+impl Refusal {
     /// The reason's stable name, as it stands in verdicts and metrics.
     #[must_use]
     pub fn name(&self) -> &'static str {

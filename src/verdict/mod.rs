@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::heatmap::{Regions, Scores};
-use crate::preprocess::{Placement, Rejection};
+use crate::preprocess::{Placement, Refusal};
 pub(crate) use calibration::quantile;
 pub use calibration::{CLASS_C, Calibration, CalibrationError, DECISION};
 
@@ -38,11 +38,15 @@ impl fmt::Display for Class {
 #[non_exhaustive]
 pub enum Invalid {
     /// The frame did not pass preprocessing's gates.
-    Frame(Rejection),
+    Frame(Refusal),
     /// The image could not be read; the text says why.
     Unreadable(String),
     /// A number on the way was not finite.
     NotFinite,
+    /// The backbone refused the image; the text says why.
+    Backbone(String),
+    /// Nothing looked at the cell: the work ended before its turn.
+    NotMeasured,
     /// The model carries no calibration, so that no score means anything yet.
     Uncalibrated,
 }
@@ -52,9 +56,11 @@ impl Invalid {
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Frame(rejection) => rejection.name(),
+            Self::Frame(refusal) => refusal.name(),
             Self::Unreadable(_) => "unreadable",
             Self::NotFinite => "not-finite",
+            Self::Backbone(_) => "backbone",
+            Self::NotMeasured => "not-measured",
             Self::Uncalibrated => "uncalibrated",
         }
     }
@@ -63,9 +69,10 @@ impl Invalid {
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Frame(rejection) => write!(f, "{rejection}"),
-            Self::Unreadable(why) => f.write_str(why),
+            Self::Frame(refusal) => write!(f, "{refusal}"),
+            Self::Unreadable(why) | Self::Backbone(why) => f.write_str(why),
             Self::NotFinite => f.write_str("a number on the way to the score was not finite"),
+            Self::NotMeasured => f.write_str("the cell was not measured"),
             Self::Uncalibrated => {
                 f.write_str("the model has no calibration: run `cellgate calibrate` on good cells first")
             }

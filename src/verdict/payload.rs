@@ -185,7 +185,7 @@ impl Write for Escaped<'_> {
 mod tests {
     use super::*;
     use crate::heatmap::{Analyser, Scores};
-    use crate::preprocess::{Placement, Rejection};
+    use crate::preprocess::{Placement, Refusal};
     use crate::verdict::{Class, Invalid, Latency};
 
     const KEYS: [&str; 16] = [
@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn an_invalid_cell_has_a_reason_and_no_numbers() {
-        let reason = Invalid::Frame(Rejection::Dim { mean: 0.01, limit: 0.03 });
+        let reason = Invalid::Frame(Refusal::Dim { mean: 0.01, limit: 0.03 });
         let (_, value) = json(&Verdict::invalid(reason), &about("dark.png"));
         assert_eq!((&value["outcome"], &value["reason"]), (&"INVALID".into(), &"dim".into()));
         assert!(value["detail"].as_str().unwrap().contains("0.0100"));

@@ -99,12 +99,12 @@ fn colour(outcome: &Outcome) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::preprocess::Rejection;
+    use crate::preprocess::Refusal;
 
     #[test]
     fn a_line_names_the_reason_and_hides_no_other() {
         let lines = Lines::new(["a.png", "longer.png"].into_iter(), 64, None, false);
-        let dim = Verdict::invalid(Invalid::Frame(Rejection::Dim { mean: 0.01, limit: 0.03 }));
+        let dim = Verdict::invalid(Invalid::Frame(Refusal::Dim { mean: 0.01, limit: 0.03 }));
         let mut out = String::new();
         lines.write("a\x1b[2K", &dim, &mut out);
         assert!(
