@@ -94,6 +94,25 @@ fn the_mistakes_shown_are_those_counted_with_types_apart_too() {
 }
 
 #[test]
+fn options_that_would_do_nothing_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("cells");
+    cells(&data, "12");
+    let path = data.to_str().unwrap();
+    for (args, says) in [
+        (["eval", "--data", path, "--overkill", "0.1"], "--overkill"),
+        (["eval", "--data", path, "--holdout", "0.1"], "--holdout"),
+    ] {
+        let output = cellgate(&args);
+        assert!(!output.status.success() && text(&output).contains(says), "{}", text(&output));
+    }
+    let model = dir.path().join("m.cgm");
+    let fit = ["fit", path, "-o", model.to_str().unwrap(), "--preprocess", "none", "--threshold", "60"];
+    let output = cellgate(&fit);
+    assert!(!output.status.success() && text(&output).contains("--threshold"), "{}", text(&output));
+}
+
+#[test]
 fn a_mask_of_another_size_than_its_image_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("cells");

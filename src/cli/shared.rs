@@ -51,7 +51,7 @@ impl Engine {
 
     /// Threads to work on.
     pub fn threads(&self) -> usize {
-        self.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
+        threads(self.threads)
     }
 
     /// One extractor a thread.
@@ -64,6 +64,11 @@ impl Engine {
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Fitter::new(extractors))
     }
+}
+
+/// As many threads as were asked for, or one a core.
+pub fn threads(asked: Option<u16>) -> usize {
+    asked.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
 }
 
 /// `count` engines on one copy of the packed weights, each on `workers`.
@@ -84,23 +89,23 @@ pub fn backbones(
 #[command(next_help_heading = "Settings of the fit")]
 pub struct FitSettings {
     /// Side of the rectified image: a multiple of 32.
-    #[arg(long, default_value_t = 256, value_name = "PIXELS")]
+    #[arg(long, default_value_t = Settings::default().size, value_name = "PIXELS")]
     pub size: u32,
 
     /// Side of the heatmap's grid.
-    #[arg(long, default_value_t = 64, value_name = "N")]
+    #[arg(long, default_value_t = Settings::default().grid, value_name = "N")]
     pub grid: u32,
 
     /// Values of the embedding at a position.
-    #[arg(short, long, default_value_t = 100, value_name = "N")]
+    #[arg(short, long, default_value_t = Settings::default().k, value_name = "N")]
     pub k: u32,
 
     /// Stages of the network that take part.
-    #[arg(long, default_value = "1,2,3,4", value_name = "LIST")]
+    #[arg(long, default_value_t = Settings::default().stages, value_name = "LIST")]
     pub stages: Stages,
 
     /// Seed of the embedding, the augmentation and the choice of held-out cells.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = Settings::default().seed)]
     pub seed: u64,
 
     /// Divide channels by their standard deviation over good cells before the embedding.
@@ -112,16 +117,16 @@ pub struct FitSettings {
     #[arg(long, value_name = "HOW", value_parser = ["border", "none"])]
     pub preprocess: Option<String>,
 
-    /// What belongs to the cell: a brightness of 255, or `otsu`.
-    #[arg(long, default_value = "50", value_name = "LEVEL", value_parser = threshold)]
-    pub threshold: Threshold,
+    /// What belongs to the cell: a brightness of 255, or `otsu`; not with --preprocess none [default: 50].
+    #[arg(long, value_name = "LEVEL", value_parser = threshold)]
+    pub threshold: Option<Threshold>,
 
     /// Changed copies of each cell that are fitted beside it: flips (each p = 0.5) and a turn about the centre.
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = AugmentConfig::default().copies, value_name = "N")]
     pub copies: u32,
 
     /// Largest turn of a copy, in degrees.
-    #[arg(long, default_value_t = 2.0, value_name = "DEGREES")]
+    #[arg(long, default_value_t = AugmentConfig::default().max_angle_degrees, value_name = "DEGREES")]
     pub max_angle: f32,
 
     /// Turn copies by quarter turns as well.
@@ -129,7 +134,7 @@ pub struct FitSettings {
     pub quarter_turns: bool,
 
     /// How covariances are made invertible: absolute:ε, relative:ε or ledoit-wolf.
-    #[arg(long, default_value = "absolute:0.01", value_name = "HOW")]
+    #[arg(long, default_value_t = Settings::default().shrinkage, value_name = "HOW")]
     pub shrinkage: Shrinkage,
 
     /// Keep the factors in single precision: twice the file and the time.
@@ -137,20 +142,34 @@ pub struct FitSettings {
     pub f32: bool,
 
     /// Smoothing of the heatmap, in positions of the grid.
-    #[arg(long, default_value_t = 1.0, value_name = "SIGMA")]
+    #[arg(long, default_value_t = Settings::default().sigma, value_name = "SIGMA")]
     pub sigma: f32,
 
     /// The score of a cell: `top` (mean of the largest 1 %), `max` or `mean` of its heatmap.
-    #[arg(long, default_value = "top", value_name = "KIND")]
+    #[arg(long, default_value_t = Settings::default().score, value_name = "KIND")]
     pub score: ScoreKind,
+}
 
+/// How the score is calibrated.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Settings of the fit")]
+pub struct HeldOut {
     /// Share of good cells that the threshold may reject.
-    #[arg(long, default_value_t = 0.01, value_name = "SHARE")]
+    #[arg(long, default_value_t = Settings::default().overkill, value_name = "SHARE")]
     pub overkill: f64,
 
     /// Share of good cells kept out of the statistics to calibrate the score.
-    #[arg(long, default_value_t = 0.1, value_name = "SHARE")]
+    #[arg(long, default_value_t = Settings::default().holdout, value_name = "SHARE")]
     pub holdout: f64,
+}
+
+impl HeldOut {
+    /// The settings with these shares, checked.
+    pub fn apply(&self, settings: Settings) -> anyhow::Result<Settings> {
+        let settings = Settings { overkill: self.overkill, holdout: self.holdout, ..settings };
+        settings.validate()?;
+        Ok(settings)
+    }
 }
 
 fn threshold(text: &str) -> Result<Threshold, String> {
@@ -167,10 +186,14 @@ impl FitSettings {
     /// The settings, checked; `whole_frame` says what to do where the command line is silent about the border step.
     pub fn settings(&self, whole_frame: bool) -> anyhow::Result<Settings> {
         let whole_frame = self.preprocess.as_ref().map_or(whole_frame, |how| how == "none");
-        let preprocess = if whole_frame {
-            PreprocessConfig::whole_frame()
-        } else {
-            PreprocessConfig { threshold: self.threshold, ..PreprocessConfig::default() }
+        let preprocess = match (whole_frame, self.threshold) {
+            (true, Some(_)) => {
+                bail!(
+                    "--threshold finds the cell's border, but the whole image is the cell: leave it out, or say --preprocess border"
+                )
+            }
+            (true, None) => PreprocessConfig::whole_frame(),
+            (false, level) => PreprocessConfig { threshold: level.unwrap_or_default(), ..PreprocessConfig::default() },
         };
         let settings = Settings {
             size: self.size,
@@ -190,8 +213,7 @@ impl FitSettings {
             precision: if self.f32 { Precision::F32 } else { Precision::F16 },
             sigma: self.sigma,
             score: self.score,
-            overkill: self.overkill,
-            holdout: self.holdout,
+            ..Settings::default()
         };
         settings.validate()?;
         Ok(settings)
@@ -280,6 +302,11 @@ pub fn go_on(interrupted: &AtomicBool) -> std::ops::ControlFlow<()> {
 /// Fails early if a file cannot be made at `path`: better before the work than after it.
 pub fn check_writable(path: &Path) -> anyhow::Result<()> {
     whole_file::check(path).with_context(|| format!("{} cannot be written, choose another place", path.display()))
+}
+
+/// Writes a file whole or not at all.
+pub fn save(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    whole_file::write(path, &[bytes]).with_context(|| format!("writing {}", path.display()))
 }
 
 /// Seconds since 1970.

@@ -160,7 +160,7 @@ fn take_folder(out: &Path) -> anyhow::Result<()> {
         bail!("{} holds something else than an earlier demo: give another folder with --out", out.display());
     }
     std::fs::create_dir_all(out).with_context(|| format!("making the folder {}", out.display()))?;
-    page::save(&mark, b"Written by `cellgate demo`, and overwritten by the next one.\n")
+    shared::save(&mark, b"Written by `cellgate demo`, and overwritten by the next one.\n")
 }
 
 fn synthetic(args: &Args, out: &Path, interrupted: &AtomicBool) -> anyhow::Result<Case> {
@@ -168,7 +168,7 @@ fn synthetic(args: &Args, out: &Path, interrupted: &AtomicBool) -> anyhow::Resul
     let config = SynthConfig { selection: Selection::Only(Class::A), ..SynthConfig::default() };
     let generator = Generator::new(config, SEED)?;
     let folder = out.join("good");
-    data_set(&generator, args.cells, false, args.engine.threads(), &folder)?;
+    data_set(&generator, args.cells, false, args.engine.threads(), &folder, interrupted)?;
     check(interrupted)?;
     let good = crate::eval::dataset::Dataset::open(&folder)?;
     let bar = shared::bar(0, "drawing");
@@ -234,7 +234,7 @@ fn fit(
     let plan = Plan::new(case.good.clone(), settings);
     let total = plan.fit.len() as u64 * u64::from(settings.augment.images_per_cell());
     println!(
-        "2. Fitting: {} good cells as {total} images, {} more set the threshold; k = {}, {grid}×{grid} positions;\n   the threshold takes out {overkill} % of those.",
+        "2. Fitting: {} good cells as {total} images, {} more set the threshold, which shall take out\n   {overkill} % of good cells; k = {}, {grid}×{grid} positions.",
         plan.fit.len(),
         plan.held_out.len(),
         settings.k,
