@@ -270,11 +270,15 @@ pub fn bar(total: u64, what: &'static str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());
     }
-    let style = ProgressStyle::with_template("{msg:<12} {wide_bar} {pos}/{len}  {per_sec}  {eta} left")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    bar.set_style(style);
+    bar.set_style(bar_style());
     bar.set_message(what);
     bar
+}
+
+/// How all bars look.
+pub fn bar_style() -> ProgressStyle {
+    ProgressStyle::with_template("{msg:<12} {wide_bar} {pos}/{len}  {per_sec}  {eta} left")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 /// A flag that Ctrl-C sets. A second Ctrl-C ends the program at once.

@@ -15,7 +15,8 @@ use crate::workers::Workers;
 use super::extractor::lap;
 use super::{Extractor, PipelineError, Scorer};
 
-/// Judges cells with one model. [`Inspector::inspect`] allocates nothing.
+/// Judges cells with one model. [`Inspector::inspect`] allocates nothing; [`Inspector::inspect_file`] does, to read the
+/// file.
 pub struct Inspector {
     model: Arc<Model>,
     scorer: Scorer,

@@ -18,7 +18,7 @@ use crate::workers::Workers;
 use super::Extractor;
 use super::extractor::lap;
 
-/// Measures cells against statistics; owns every buffer of the way and allocates nothing once made.
+/// Measures cells against statistics; owns every buffer of the way. Once made it allocates nothing but to read files.
 pub struct Scorer {
     extractor: Extractor,
     embedder: Embedder,

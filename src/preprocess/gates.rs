@@ -10,7 +10,6 @@ use super::ConfigError;
 /// They lie in the model file beside the rest of [`PreprocessConfig`](super::PreprocessConfig), so that a station
 /// refuses what the fit refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
 pub struct Gates {
     /// Smallest area of the cell as a share of the frame (border mode). Default 0.2.
     pub min_area: Option<f32>,

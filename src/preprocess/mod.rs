@@ -12,6 +12,7 @@
 mod augment;
 mod border;
 mod gates;
+pub(crate) mod homography;
 mod placement;
 pub mod polygon;
 mod rectify;
@@ -72,7 +73,6 @@ impl Default for Threshold {
 /// Everything that decides what a frame's S×S image is; it lies in the model file, so that the station does what the
 /// fit did.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
 pub struct PreprocessConfig {
     /// How the cell is found.
     pub mode: Mode,

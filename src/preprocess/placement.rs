@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::homography::{apply, unit_square_to_quad};
 use super::polygon::distance;
 
 /// Where a cell was found, and what was measured on the way.
@@ -39,12 +40,6 @@ impl Placement {
     #[must_use]
     pub fn to_frame(&self, x: f64, y: f64) -> [f64; 2] {
         apply(&self.homography, x, y)
-    }
-
-    /// The rectified point of a frame point. Not finite on the horizon of a strong perspective.
-    #[must_use]
-    pub fn to_rectified(&self, x: f64, y: f64) -> [f64; 2] {
-        apply(&inverse(&self.homography), x, y)
     }
 
     /// The frame point of a point on a heatmap of `grid` × `grid` cells.
@@ -89,42 +84,12 @@ impl Placement {
     }
 }
 
-fn apply(h: &[f64; 9], x: f64, y: f64) -> [f64; 2] {
-    let w = h[6] * x + h[7] * y + h[8];
-    [(h[0] * x + h[1] * y + h[2]) / w, (h[3] * x + h[4] * y + h[5]) / w]
-}
-
-/// The inverse up to scale, which is all a homography needs.
-fn inverse(h: &[f64; 9]) -> [f64; 9] {
-    let [a, b, c, d, e, f, g, i, j] = *h;
-    [
-        e * j - f * i,
-        c * i - b * j,
-        b * f - c * e,
-        f * g - d * j,
-        a * j - c * g,
-        c * d - a * f,
-        d * i - e * g,
-        b * g - a * i,
-        a * e - b * d,
-    ]
-}
-
 /// The homography that carries the square [0, size]², less `inset` of its side on each edge, onto `quad` less as much:
-/// a rectified image of side `size` shows the quadrilateral's inner part (Heckbert 1989, section 2.2.3).
+/// a rectified image of side `size` shows the quadrilateral's inner part.
 ///
 /// `None` if the quadrilateral has no area.
 pub(super) fn square_to_quad(quad: &[[f64; 2]; 4], size: usize, inset: f64) -> Option<[f64; 9]> {
-    let [[x0, y0], [x1, y1], [x2, y2], [x3, y3]] = *quad;
-    let (dx1, dx2, sx) = (x1 - x2, x3 - x2, x0 - x1 + x2 - x3);
-    let (dy1, dy2, sy) = (y1 - y2, y3 - y2, y0 - y1 + y2 - y3);
-    let det = dx1 * dy2 - dx2 * dy1;
-    if !det.is_finite() || det.abs() < 1e-9 {
-        return None;
-    }
-    let g = (sx * dy2 - dx2 * sy) / det;
-    let h = (dx1 * sy - sx * dy1) / det;
-    let unit = [x1 - x0 + g * x1, x3 - x0 + h * x3, x0, y1 - y0 + g * y1, y3 - y0 + h * y3, y0, g, h, 1.0];
+    let unit = unit_square_to_quad(quad)?;
     // Unit coordinate u = inset + x·(1 − 2·inset)/size.
     let scale = (1.0 - 2.0 * inset) / size as f64;
     let mut out = [0.0; 9];
@@ -163,13 +128,14 @@ mod tests {
     fn corners_map_to_corners_and_back() {
         let quad = [[10.0, 12.0], [110.5, 9.0], [121.0, 130.0], [3.0, 118.0]];
         let p = placement(quad, 256, 0.0);
+        let back = crate::preprocess::homography::adjugate(&p.homography);
         for (corner, at) in quad.iter().zip([[0.0, 0.0], [256.0, 0.0], [256.0, 256.0], [0.0, 256.0]]) {
             close(p.to_frame(at[0], at[1]), *corner);
-            close(p.to_rectified(corner[0], corner[1]), at);
+            close(apply(&back, corner[0], corner[1]), at);
         }
         close(p.grid_to_frame(64, 16.0, 32.0), p.to_frame(64.0, 128.0));
         let [x, y] = p.to_frame(100.0, 37.0);
-        close(p.to_rectified(x, y), [100.0, 37.0]);
+        close(apply(&back, x, y), [100.0, 37.0]);
     }
 
     #[test]

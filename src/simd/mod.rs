@@ -49,7 +49,7 @@ pub trait Simd: Copy + 'static {
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     /// a · b.
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
-    /// a · b + c, rounded once (the scalar path too).
+    /// a · b + c, rounded once; by the scalar path twice in rare cases, which changes the last bit.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The larger of each pair; where one is not a number, `b`.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;

@@ -92,7 +92,8 @@ impl Calibration {
         let threshold = sorted[rank(n, overkill) - 1];
         let dimmest = brightness.iter().copied().fold(f32::INFINITY, f32::min);
         let dim_below = if dimmest.is_finite() { DIMMEST * dimmest } else { 0.0 };
-        let quantiles: Vec<f32> = (0..=100).map(|q| quantile(&sorted, f64::from(q) / 100.0)).collect();
+        let quantiles: Vec<f32> =
+            (0..=100).filter_map(|q| quantile(&sorted, f64::from(q) / 100.0)).map(|x| x as f32).collect();
         let made = Self { kind, cells: n as u32, overkill, threshold, class_c: 0.0, region, dim_below, quantiles };
         Ok(made.moved_to(threshold))
     }
@@ -186,15 +187,13 @@ fn rank(n: usize, overkill: f64) -> usize {
     (((n + 1) as f64 * (1.0 - overkill)).ceil() as usize).clamp(1, n.max(1)).min(n)
 }
 
-/// The quantile of sorted values, linear between them.
-///
-/// # Panics
-/// If there are none.
-pub(crate) fn quantile(sorted: &[f32], q: f64) -> f32 {
-    let at = q.clamp(0.0, 1.0) * (sorted.len() - 1) as f64;
-    let low = at as usize;
-    let high = (low + 1).min(sorted.len() - 1);
-    sorted[low] + (sorted[high] - sorted[low]) * (at - low as f64) as f32
+/// The `q` quantile (0 to 1) of rising values, linear between neighbours as numpy's default; `None` without values.
+#[must_use]
+pub fn quantile<T: Copy + Into<f64>>(sorted: &[T], q: f64) -> Option<f64> {
+    let last = sorted.len().checked_sub(1)?;
+    let at = q.clamp(0.0, 1.0) * last as f64;
+    let [low, high] = [at.floor(), at.ceil()].map(|at| sorted[at as usize].into());
+    Some(low + (high - low) * at.fract())
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::fmt::{self, Write};
 
 use super::{Outcome, Verdict};
 use crate::backbone::Identity;
+use crate::hidden::is_hidden;
 
 /// No payload is longer than this, in bytes.
 pub const MAX_BYTES: usize = 1024;
@@ -146,10 +147,9 @@ fn tail(text: &str, limit: usize) -> &str {
     &text[start..]
 }
 
-/// Control characters, and those that turn the direction of writing: harmless in JSON, not on a screen.
+/// What JSON asks for, and what is harmless in JSON but not on a screen.
 fn needs_escape(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '"' | '\\' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    is_hidden(c) || matches!(c, '"' | '\\')
 }
 
 fn escaped_len(c: char) -> usize {

@@ -288,10 +288,9 @@ fn inspect(
     let (mut tally, mut table, mut cells, mut text) = (Tally::default(), Table::default(), Vec::new(), String::new());
     let started = Instant::now();
     let judge = |inspector: &mut crate::pipeline::Inspector, index: usize| {
-        let verdict = inspector.inspect_file(&items[index].path);
-        let show = verdict.placement.is_some() && verdict.outcome != Outcome::Pass(Class::A);
-        let drawn = if show { page::save_overlay(&overlays.join(&names[index]), inspector, &verdict) } else { Ok(()) };
-        (verdict, drawn)
+        page::judge(inspector, &items[index].path, |verdict| {
+            (verdict.outcome != Outcome::Pass(Class::A)).then(|| overlays.join(&names[index]))
+        })
     };
     let mut stdout = std::io::stdout().lock();
     batch.run(items.len(), interrupted, judge, |index, (verdict, drawn)| {

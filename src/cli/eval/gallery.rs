@@ -48,7 +48,8 @@ impl Gallery {
         if self.limit == 0 {
             return Ok(());
         }
-        let (mut defective, mut good): (Vec<(usize, f32)>, Vec<(usize, f32)>) = (Vec::new(), Vec::new());
+        let mut defective: Vec<(usize, f32)> = Vec::new();
+        let mut good = Vec::new();
         for (index, item) in items.iter().enumerate().filter(|&(index, _)| cells[index].fold == fold.fold) {
             let Ok(scores) = &fold.scores[index] else { continue };
             match item.label.as_ref().and_then(|label| self.question.target(label)) {

@@ -14,8 +14,8 @@ use anyhow::{Context, bail};
 use clap::builder::TypedValueParser as _;
 
 use super::shared::{self, Engine};
-use crate::eval::dataset::Item;
 use crate::model::Model;
+use crate::pipeline::Inspector;
 use crate::verdict::payload::{self, About};
 use batch::{Batch, Tally};
 use line::Lines;
@@ -113,16 +113,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (mut text, mut tally, mut cells) = (String::with_capacity(2048), Tally::default(), Vec::new());
     let mut out = std::io::stdout().lock();
     let started = Instant::now();
-    let judge = |inspector: &mut crate::pipeline::Inspector, index: usize| {
-        let item: &Item = &items[index];
-        let verdict = inspector.inspect_file(&item.path);
-        let drawn = match &args.overlay {
-            Some(folder) if verdict.placement.is_some() => {
-                page::save_overlay(&folder.join(&names[index]), inspector, &verdict)
-            }
-            _ => Ok(()),
-        };
-        (verdict, drawn)
+    let judge = |inspector: &mut Inspector, index: usize| {
+        let picture = args.overlay.as_ref().map(|folder| folder.join(&names[index]));
+        page::judge(inspector, &items[index].path, |_| picture)
     };
     let done = batch.run(items.len(), &interrupted, judge, |index, (verdict, drawn)| {
         drawn?;

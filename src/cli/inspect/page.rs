@@ -1,7 +1,7 @@
 //! Pictures of judged cells, and the page that shows them.
 
 use std::io::Cursor;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use image::{ImageFormat, RgbImage};
@@ -38,11 +38,21 @@ fn heated(inspector: &Inspector, verdict: &Verdict) -> RgbImage {
     overlay::draw(inspector.image(), side, &map, grid, range, verdict.regions.as_slice())
 }
 
+/// Judges the cell in an image file, and draws it where `picture` names a file for that; only a cell that was judged has
+/// a picture. The second value tells if the file could not be written.
+pub fn judge(
+    inspector: &mut Inspector,
+    image: &Path,
+    picture: impl FnOnce(&Verdict) -> Option<PathBuf>,
+) -> (Verdict, anyhow::Result<()>) {
+    let verdict = inspector.inspect_file(image);
+    let picture = if verdict.placement.is_some() { picture(&verdict) } else { None };
+    let drawn = picture.map_or(Ok(()), |path| save_overlay(&path, inspector, &verdict));
+    (verdict, drawn)
+}
+
 /// Writes the overlay of the cell that the inspector judged last, whole or not at all.
-///
-/// # Errors
-/// If the file cannot be written.
-pub fn save_overlay(path: &Path, inspector: &Inspector, verdict: &Verdict) -> anyhow::Result<()> {
+fn save_overlay(path: &Path, inspector: &Inspector, verdict: &Verdict) -> anyhow::Result<()> {
     let mut png = Vec::new();
     heated(inspector, verdict).write_to(&mut Cursor::new(&mut png), ImageFormat::Png).context("encoding a picture")?;
     save(path, &png)
