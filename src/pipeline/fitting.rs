@@ -192,8 +192,8 @@ impl Fitter {
     /// What each channel is multiplied by before W: 1/σ over all pixels of `cells`, or 1 if `settings` ask for no
     /// standardisation.
     ///
-    /// Rounded to 8 bits of mantissa, so that shards on different CPUs nearly always come to the same numbers; where they
-    /// do not, their partial fits are not joined.
+    /// Rounded to 8 bits of mantissa: shards on different CPUs likely come to the same numbers, and a merge refuses those
+    /// that do not.
     ///
     /// # Errors
     /// If no cell can be used, or the backbone refuses.
