@@ -7,8 +7,15 @@
 //!            normalise                    sum: k chan.  per position  regions
 //! ```
 //!
-//! The rooms, in the order in which a frame walks through them. A module may use those above it; [`pipeline`] and
-//! the command line use all of them, and nothing uses the command line.
+//! # Rooms
+//!
+//! In the order in which a frame walks through them: [`frame`], [`preprocess`], [`backbone`], [`embedding`],
+//! [`gaussian`], [`heatmap`], [`verdict`]. [`model`] is what a fit leaves in a file, [`pipeline`] joins them all, [`eval`]
+//! tells how well that works and [`synth`] draws cells to try it on; [`simd`], [`workers`] and [`whole_file`] serve
+//! whoever needs them. Each room uses those before it; the other way goes only what must be agreed on, such as the
+//! backbone's input, to which [`preprocess`] normalises. Nothing uses the command line, [`cli`].
+//!
+//! # Principles
 //!
 //! 1. Never pass a cell in doubt: whatever cannot be judged becomes `INVALID` with a named reason.
 //! 2. After start, the frame path allocates nothing: every buffer's size is known before the first frame.
@@ -21,6 +28,7 @@ pub mod eval;
 pub mod frame;
 pub mod gaussian;
 pub mod heatmap;
+mod hidden;
 pub mod model;
 pub mod pipeline;
 pub mod preprocess;

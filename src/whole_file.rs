@@ -11,7 +11,7 @@ fn folder(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// An unnamed file in the folder of `path`, as readable as any other file once it is kept.
+/// A file of a passing name in the folder of `path`, as readable as any other file once it is kept.
 fn beside(path: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
@@ -22,7 +22,8 @@ fn beside(path: &Path) -> io::Result<NamedTempFile> {
 /// Writes a file of several parts; after a power cut there is the old file or the new one.
 ///
 /// # Errors
-/// What the system said; what was there before stays.
+/// What the system said. What was there before stays, unless only the last step failed, which makes the new name last
+/// through a power cut: then the new file is there.
 pub fn write(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     let mut file = beside(path)?;
     parts.iter().try_for_each(|part| file.write_all(part))?;

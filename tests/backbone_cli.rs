@@ -31,7 +31,7 @@ fn the_embedded_backbone_is_exported_and_comes_back() {
 
     let (onnx, own) = (path("b.onnx"), path("own.safetensors"));
     assert!(backbone(&["export-onnx", "--size", "64", "-o", &onnx]).status.success());
-    let import = ["import", &onnx, "-o", &own, "--fp16", "--name", "mine", "--provenance", "a test"];
+    let import = ["import", &onnx, "-o", &own, "--name", "mine", "--provenance", "a test"];
     assert!(backbone(&import).status.success());
     let shown = show(&[&own]);
     assert_eq!(shown["identity"], embedded["identity"]);
@@ -53,5 +53,17 @@ fn errors_name_the_file_and_the_remedy() {
     assert!(!Path::new(&out).exists());
     assert_fails(&["export-onnx", "-o", &path("none/b.onnx")], &["writing", "none/b.onnx"]);
     assert_fails(&["export-onnx", "--size", "100", "-o", &path("b.onnx")], &["100", "multiple of 32"]);
-    assert_fails(&["import", &text, "-o", &out, "--fp16", "--fp32"], &["--fp16", "--fp32"]);
+    assert_fails(&["import", &text, "-o", &out, "--fp16"], &["--fp16"]);
+}
+
+#[test]
+fn a_misspelt_instruction_set_is_said() {
+    let run = |isa: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cellgate"));
+        command.args(["backbone", "show", "--json"]).env("CELLGATE_ISA", isa).output().unwrap()
+    };
+    let output = run("avx-2");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("CELLGATE_ISA") && said.contains("avx-2"), "{said}");
+    assert!(run("scalar").status.success() && run("").status.success());
 }

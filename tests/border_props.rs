@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use cellgate::backbone::{INPUT_MEAN, INPUT_STD};
 use cellgate::frame::Frame;
 use cellgate::preprocess::polygon::{Point, Simplifier, douglas_peucker};
-use cellgate::preprocess::{Gates, PreprocessConfig, Preprocessor, Rejection, Threshold};
+use cellgate::preprocess::{Gates, PreprocessConfig, Preprocessor, Refusal, Threshold};
 use proptest::prelude::*;
 
 const SIZE: usize = 256;
@@ -188,7 +188,7 @@ fn gates_for_small_cells() -> PreprocessConfig {
     PreprocessConfig { gates: Gates { min_area: Some(0.05), ..Gates::default() }, ..PreprocessConfig::default() }
 }
 
-fn run(config: PreprocessConfig, frame: &Frame) -> Result<(cellgate::preprocess::Placement, Vec<f32>), Rejection> {
+fn run(config: PreprocessConfig, frame: &Frame) -> Result<(cellgate::preprocess::Placement, Vec<f32>), Refusal> {
     let mut out = vec![f32::NAN; SIZE * SIZE];
     let mut p = Preprocessor::new(config, SIZE, 1024, 1024).unwrap();
     p.run(frame, &mut out).map(|placement| (placement, out))
@@ -476,7 +476,7 @@ fn rejections_and_configurations_survive_json() {
     let r = run(PreprocessConfig::default(), &plain(1, 1, 0)).unwrap_err();
     let text = serde_json::to_string(&r).unwrap();
     assert!(text.contains("\"reason\":\"frame-too-small\""), "{text}");
-    assert_eq!(serde_json::from_str::<Rejection>(&text).unwrap(), r);
+    assert_eq!(serde_json::from_str::<Refusal>(&text).unwrap(), r);
     let config = PreprocessConfig { threshold: Threshold::Otsu, ..Default::default() };
     let text = serde_json::to_string(&config).unwrap();
     assert_eq!(serde_json::from_str::<PreprocessConfig>(&text).unwrap(), config);

@@ -55,6 +55,79 @@ fn figures_and_page_of_a_small_set() {
     assert_eq!(again["pixel"], result["pixel"]);
 }
 
+/// The mistakes on a page: shown, and left out.
+fn mistakes(html: &str, title: &str) -> u64 {
+    let Some((_, section)) = html.split_once(&format!("<h2>{title}</h2>")) else { return 0 };
+    let section = section.split_once("</section>").unwrap().0;
+    let shown = section.matches("<figure").count() as u64;
+    let rest = section.split_once(" more left out").map(|(before, _)| before.rsplit_once("; ").unwrap().1);
+    shown + rest.map_or(0, |count| count.parse::<u64>().unwrap())
+}
+
+#[test]
+fn the_mistakes_shown_are_those_counted_with_types_apart_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("cells");
+    cells(&data, "60");
+    // Two types, in place of kinds of defect, which good cells have not.
+    let path = data.join("labels.csv");
+    let rows = std::fs::read_to_string(&path).unwrap();
+    let typed = rows.lines().skip(1).enumerate().map(|(i, row)| {
+        let fields: Vec<&str> = row.split(',').collect();
+        format!("{},{},{}\n", fields[0], fields[1], if i / 3 % 2 == 0 { "mono" } else { "poly" })
+    });
+    std::fs::write(&path, format!("file,label,type\n{}", typed.collect::<String>())).unwrap();
+    let page = dir.path().join("page.html");
+    let mut args = vec!["eval", "--data", data.to_str().unwrap(), "--json", "--report", page.to_str().unwrap()];
+    args.extend(["--per-type", "--mistakes", "2"]);
+    args.extend(SMALL);
+    args.push("3");
+    let output = cellgate(&args);
+    assert!(output.status.success(), "{}", text(&output));
+    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let confusion = &result["binarisations"][1]["groups"][0]["confusion"];
+    let html = std::fs::read_to_string(&page).unwrap();
+    let wrong = [("False passes", "fn"), ("False rejects", "fp")]
+        .map(|(title, key)| (mistakes(&html, title), confusion[key].as_u64().unwrap()));
+    assert!(wrong.iter().all(|(shown, counted)| shown == counted), "{wrong:?}");
+    assert!(wrong.iter().any(|(_, counted)| *counted > 0), "no mistake to show: the test shows nothing");
+}
+
+#[test]
+fn options_that_would_do_nothing_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("cells");
+    cells(&data, "12");
+    let path = data.to_str().unwrap();
+    for (args, says) in [
+        (["eval", "--data", path, "--overkill", "0.1"], "--overkill"),
+        (["eval", "--data", path, "--holdout", "0.1"], "--holdout"),
+    ] {
+        let output = cellgate(&args);
+        assert!(!output.status.success() && text(&output).contains(says), "{}", text(&output));
+    }
+    let model = dir.path().join("m.cgm");
+    let fit = ["fit", path, "-o", model.to_str().unwrap(), "--preprocess", "none", "--threshold", "60"];
+    let output = cellgate(&fit);
+    assert!(!output.status.success() && text(&output).contains("--threshold"), "{}", text(&output));
+}
+
+#[test]
+fn a_mask_of_another_size_than_its_image_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("cells");
+    cells(&data, "24");
+    let mask = std::fs::read_dir(data.join("masks")).unwrap().next().unwrap().unwrap().path();
+    image::GrayImage::new(80, 160).save(&mask).unwrap();
+    let mut args = vec!["eval", "--data", data.to_str().unwrap()];
+    args.extend(SMALL);
+    args.push("2");
+    let output = cellgate(&args);
+    let said = text(&output);
+    assert!(!output.status.success() && said.contains("80×160") && said.contains("160×160"), "{said}");
+    assert!(said.contains(mask.file_name().unwrap().to_str().unwrap()), "{said}");
+}
+
 #[test]
 fn data_that_cannot_be_evaluated_is_named() {
     let dir = tempfile::tempdir().unwrap();

@@ -127,6 +127,29 @@ fn fitted_names(count: usize) -> Vec<String> {
 }
 
 #[test]
+fn defective_cells_never_enter_a_fit_unsaid() {
+    let bench = Bench::new();
+    let (cells, out) = (bench.cells(), bench.path("m.cgm"));
+    let rows = |label: &dyn Fn(usize) -> &'static str| {
+        (0..CELLS).fold("file,label\n".to_string(), |text, i| format!("{text}cell{i:04}.pgm,{}\n", label(i)))
+    };
+    // Absolute paths in a list meet the labels beside it.
+    let list = cells.join("list.txt");
+    let paths = (0..CELLS).fold(String::new(), |text, i| format!("{text}{}/cell{i:04}.pgm\n", cells.display()));
+    std::fs::write(&list, paths).unwrap();
+    std::fs::write(cells.join("labels.csv"), rows(&|_| "C")).unwrap();
+    fails(fit(&list, &out, &[]), &["no good cell"]);
+    std::fs::write(cells.join("labels.csv"), rows(&|i| if i < 10 { "C" } else { "A" })).unwrap();
+    let said = succeeds(fit(&list, &out, &[]));
+    assert!(said.contains("80 of 90 cells are good by") && said.contains("labels.csv"), "{said}");
+    std::fs::write(cells.join("labels.csv"), "file,label\ncell0000.pgm,\n").unwrap();
+    fails(fit(&cells, &out, &[]), &["labels none of the 90 images", "labels.csv"]);
+    std::fs::remove_file(cells.join("labels.csv")).unwrap();
+    let said = succeeds(fit(&cells, &out, &[]));
+    assert!(said.contains("all 90 are taken as good"), "{said}");
+}
+
+#[test]
 fn a_fit_makes_a_model_that_show_explains() {
     let bench = Bench::new();
     let (cells, out) = (bench.cells(), bench.path("line1.cgm"));
@@ -166,8 +189,8 @@ fn a_fit_makes_a_model_that_show_explains() {
 
     // The same command gives the same model; one thread or three make no difference.
     let again = bench.path("again.cgm");
-    let report: serde_json::Value =
-        serde_json::from_str(&succeeds(fit(&cells, &again, &["--copies", "1", "--json", "--threads", "3"]))).unwrap();
+    let said = succeeds(fit(&cells, &again, &["--copies", "1", "--json", "--threads", "3"]));
+    let report: serde_json::Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
     assert_eq!(report["images"], 2 * fitted);
     assert_same_statistics(&model, &Model::open(&again).unwrap());
     assert!(report["threshold"].as_f64().unwrap() > 0.0);

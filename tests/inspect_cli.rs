@@ -3,7 +3,7 @@
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use cellgate::backbone::ResNet18;
@@ -114,6 +114,23 @@ fn the_status_tells_of_rejects_only_where_asked() {
     let status = |image: &Path| cellgate(&["inspect", text(&model), text(image), "--fail-on-reject"]).status.code();
     assert_eq!((status(&good), status(&spot)), (Some(0), Some(3)));
     assert_eq!(cellgate(&["inspect", text(&model), text(&spot)]).status.code(), Some(0));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_pass_where_rejects_count() {
+    let (model, good) = (model(), fitted().join("good"));
+    let status = |more: &[&str]| {
+        let arguments = [&["inspect", text(&model), text(&good), "--json"], more].concat();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cellgate"));
+        let mut child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, said) = status(&["--fail-on-reject"]);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("stopped after 0 of 60"), "{said}");
+    assert_eq!(status(&[]).0, Some(0));
 }
 
 #[test]

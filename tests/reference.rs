@@ -59,7 +59,7 @@ fn distances_and_scores_of_real_cells_agree_with_numpy_in_f64() {
     };
     let mut good = of(Label::is_good, 10, FIT + 3);
     let mut test = good.split_off(FIT);
-    test.extend(of(Label::is_bad, 200, 3));
+    test.extend(of(|label| *label == Label::Probability(1.0), 200, 3));
     assert_eq!((good.len(), test.len()), (FIT, 6));
 
     let network = ResNet18::embedded().unwrap();

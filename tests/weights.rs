@@ -444,6 +444,60 @@ fn archives_that_unpack_to_more_than_they_may_are_refused() {
     assert_refused(&named.finish().unwrap().into_inner(), &["without data.pkl"]);
 }
 
+#[test]
+fn a_small_pth_never_takes_much_memory() {
+    let refused = |pickle: Pickle, says: &str| {
+        let deflated = Pth { deflated: true, ..Pth::default() };
+        let bytes = zipped(&pickle.0, "little", &[vec![0; 64]], deflated);
+        let (text, peak) = peak_of(|| refusal(&bytes));
+        assert!(text.contains(says), "{text:?} does not say {says:?}");
+        assert!(peak < 150 << 20, "{} kB take {peak} bytes: {text}", bytes.len() >> 10);
+    };
+    let begin = || {
+        let mut pickle = Pickle::default();
+        pickle.raw(b"\x80\x02");
+        pickle
+    };
+    // One storage of a long key, named again and again.
+    let mut keys = begin();
+    keys.raw(b"(").text("storage").raw(b"ctorch\nFloatStorage\n").text(&"k".repeat(1 << 20)).text("cpu").int(1);
+    keys.raw(b"tq\x000").raw(&b"h\x00Q0".repeat(200_000)).raw(b"}.");
+    refused(keys, "not described as torch.save does");
+    // As many objects as there are bytes.
+    let mut objects = begin();
+    objects.raw(&b"N0".repeat(1 << 20)).raw(b"}.");
+    refused(objects, "objects");
+    // One tensor under a name of a megabyte, and under many names.
+    for (name, items, says) in [("n".repeat(1 << 20), 2, "longer"), ("n".into(), 800_000, "names than any")] {
+        let mut names = begin();
+        names.text(&name).raw(b"q\x000").tensor("FloatStorage", "0", 16, &[4, 4], &[4, 1]).raw(b"q\x010}(");
+        names.raw(&b"h\x00h\x01".repeat(items)).raw(b"u.");
+        refused(names, says);
+    }
+    // An archive of empty entries.
+    let mut archive = zip::ZipWriter::new(Cursor::new(Vec::new()));
+    (0..20_000).for_each(|i| archive.start_file(i.to_string(), SimpleFileOptions::default()).unwrap());
+    assert_refused(&archive.finish().unwrap().into_inner(), &["more than 10000 entries"]);
+}
+
+#[test]
+fn an_onnx_of_empty_nodes_takes_little_memory() {
+    let length = |mut n: usize| {
+        let mut bytes = Vec::new();
+        while n > 0x7f {
+            bytes.push(n as u8 | 0x80);
+            n >>= 7;
+        }
+        bytes.push(n as u8);
+        bytes
+    };
+    let nodes = [0x0a, 0x00].repeat(30 << 20);
+    let file = [&[0x08, 0x08, 0x3a][..], &length(nodes.len()), &nodes].concat();
+    let (text, peak) = peak_of(|| refusal(&file));
+    assert!(text.contains("not a ResNet18's") && text.contains("parts"), "{text}");
+    assert!(peak < 1 << 20, "{peak} bytes");
+}
+
 /// Flips a bit or cuts the end off, near the front (where structure lies), near the end, or anywhere.
 fn damage(bytes: &[u8], front: usize, stream: &mut Stream) -> Vec<u8> {
     let mut damaged = bytes.to_vec();

@@ -18,6 +18,15 @@ pub use weights::ResNet18;
 pub const STAGE_CHANNELS: [usize; 4] = [64, 128, 256, 512];
 /// Input pixels per output pixel of the four stages.
 pub const STAGE_STRIDES: [usize; 4] = [4, 8, 16, 32];
+/// Which sides S of the rectified image there are, in words.
+pub const SIDES: &str = "a multiple of 32 from 64 to 1024";
+
+/// Whether S is one of [`SIDES`]: the last stage's stride divides it.
+#[must_use]
+pub fn is_side(size: usize) -> bool {
+    (64..=1024).contains(&size) && size.is_multiple_of(STAGE_STRIDES[3])
+}
+
 /// Mean of the grey input, of full scale: the mean of ImageNet's three channel means.
 pub const INPUT_MEAN: f32 = 0.449;
 /// Standard deviation of the grey input, of full scale.
@@ -54,7 +63,7 @@ pub enum BackboneError {
         size: usize,
     },
     /// The side is not a multiple of 32 in the supported range.
-    #[error("building the backbone: the image side {0} is not a multiple of 32 from 64 to 1024")]
+    #[error("building the backbone: the image side {0} is not {SIDES}")]
     Side(usize),
     /// The caller's pyramid was made for another image side.
     #[error("running the backbone: the pyramid was made for another image side than {size}")]

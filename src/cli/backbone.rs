@@ -37,10 +37,7 @@ struct Import {
     /// Where to write; the folder must exist.
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-    /// Write 16-bit weights, half the size (the default). Biases keep 32 bits.
-    #[arg(long, conflicts_with = "fp32")]
-    fp16: bool,
-    /// Write 32-bit weights.
+    /// Write 32-bit weights instead of 16-bit ones, twice the size. Biases have 32 bits in either.
     #[arg(long)]
     fp32: bool,
     /// A short name, kept in the file [default: the name that the file has, or the input's file name].

@@ -5,8 +5,9 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
+use super::shared;
 use crate::eval::dataset::{Count, Dataset};
 use crate::eval::elpv;
 
@@ -80,8 +81,8 @@ fn fetch(args: &ElpvArgs) -> anyhow::Result<()> {
         elpv::Progress::Checking => bar.set_message("checking the SHA-256"),
         elpv::Progress::Unpacking { done, total } => {
             if bar.length() != Some(total as u64) {
-                let style = ProgressStyle::with_template("unpacking {wide_bar} {pos}/{len} {per_sec} ETA {eta}");
-                bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+                bar.set_style(shared::bar_style());
+                bar.set_message("unpacking");
                 bar.set_length(total as u64);
             }
             bar.set_position(done as u64);
@@ -126,10 +127,7 @@ fn show(args: &ShowArgs) -> anyhow::Result<()> {
     let set = Dataset::open(&args.data)?;
     let mut sizes: BTreeMap<(u32, u32), usize> = BTreeMap::new();
     let mut unreadable = Vec::new();
-    let bar = match ProgressStyle::with_template("reading headers {wide_bar} {pos}/{len} {per_sec} ETA {eta}") {
-        Ok(style) if std::io::stderr().is_terminal() => ProgressBar::new(set.items.len() as u64).with_style(style),
-        _ => ProgressBar::hidden(),
-    };
+    let bar = shared::bar(set.items.len() as u64, "reading");
     for item in &set.items {
         let reader = image::ImageReader::open(&item.path).and_then(image::ImageReader::with_guessed_format);
         match reader.map_err(image::ImageError::from).and_then(image::ImageReader::into_dimensions) {

@@ -1,5 +1,7 @@
 //! `cellgate eval`: how good is it, by cross-validation on labelled cells.
 
+mod gallery;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -11,18 +13,19 @@ use super::shared::{self, Engine, FitSettings};
 use crate::backbone::Identity;
 use crate::eval::dataset::{Dataset, Item, Label};
 use crate::eval::folds::{self, Binarisation, Folds};
-use crate::eval::metrics::{Goal, Ranking, is_rejected};
+use crate::eval::metrics::{Goal, Ranking};
 use crate::eval::pixel::{PixelMetrics, resize_scores};
-use crate::eval::report::{self, EvalReport, Mistake, MistakeKind, Picture, Pictures};
+use crate::eval::report::{self, EvalReport};
 use crate::eval::result::{BinarisationResult, ELPV_CAVEATS, EvalResult, Figures, Method, Scored, Setting};
 use crate::frame::Frame;
-use crate::heatmap::{ScoreKind, Scores, overlay};
+use crate::heatmap::{ScoreKind, Scores};
 use crate::model::Settings;
-use crate::pipeline::crossval::{self, FoldCell, FoldModel, FoldScores, cross_validate};
-use crate::pipeline::fitting::{Cell, FitError};
-use crate::pipeline::{Outcomes, Scorer};
+use crate::pipeline::Scorer;
+use crate::pipeline::crossval::{self, FoldCell, FoldScores, cross_validate};
+use crate::pipeline::fitting::Cell;
 use crate::preprocess::Placement;
 use crate::verdict::Invalid;
+use gallery::Gallery;
 
 /// Evaluate the method on labelled cells by stratified cross-validation.
 ///
@@ -115,8 +118,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let has_masks = dataset.items.iter().any(|item| item.mask.is_some());
     let pixels = Mutex::new(Pixels { metrics: PixelMetrics::new(), error: None });
     let limit = if args.report.is_some() { args.mistakes } else { 0 };
-    let mut gallery = Gallery { main, goal, limit, mistakes: Vec::new(), left_out: (0, 0) };
-    let unjudged = || vec![Err(Invalid::NotFinite); cells.len()];
+    let mut gallery = Gallery::new(main, &settings, limit);
+    let unjudged = || vec![Err(Invalid::NotMeasured); cells.len()];
     let mut results: Vec<FoldScores> =
         (0..folds.k()).map(|fold| FoldScores { fold, scores: unjudged(), fitted: 0 }).collect();
     for part in &parts {
@@ -128,11 +131,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             }
         };
         let found = cross_validate(&mut fitter, &cells, folds.k(), &settings, &tick, see, |scores, model| {
-            gallery.add(&items, &cells, scores, model, &settings)
+            gallery.see(part, &items, &cells, scores, model)
         })?;
         for (all, mut fold) in results.iter_mut().zip(found) {
             if args.per_type {
-                in_units_of_good(&mut fold, &cells);
+                gallery.divided(part, fold.fold, in_units_of_good(&mut fold, &cells).get(settings.score));
             }
             all.fitted += fold.fitted;
             part.iter().zip(fold.scores).for_each(|(&index, scores)| all.scores[index] = scores);
@@ -161,12 +164,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         caveats: if whole_frame { ELPV_CAVEATS.map(String::from).to_vec() } else { Vec::new() },
     };
     if let Some(path) = &args.report {
-        let page = EvalReport {
-            result: result.clone(),
-            mistakes_of: main.title().into(),
-            mistakes_left_out: gallery.left_out,
-            mistakes: gallery.mistakes,
-        };
+        let thresholds = thresholds(main, settings.score, &dataset.items, &cells, &results, goal);
+        let (mistakes, mistakes_left_out) = gallery.mistakes(&dataset.items, &cells, &results, &thresholds);
+        let page = EvalReport { result: result.clone(), mistakes_of: main.title().into(), mistakes, mistakes_left_out };
         report::save(path, &page.html())?;
         eprintln!("{} written", path.display());
     }
@@ -194,9 +194,9 @@ fn by_type(dataset: &Dataset) -> anyhow::Result<Vec<Vec<usize>>> {
     Ok(parts.into_values().collect())
 }
 
-/// Divides scores by the median of the fold's good training cells: scores of types with statistics of their own can
-/// then be compared, and no test cell has a say in it.
-fn in_units_of_good(fold: &mut FoldScores, cells: &[FoldCell]) {
+/// Divides scores by the median of the fold's good training cells, and gives these medians: scores of types with
+/// statistics of their own can then be compared, and no test cell has a say in it.
+fn in_units_of_good(fold: &mut FoldScores, cells: &[FoldCell]) -> Scores {
     let unit = |kind| {
         let mut good: Vec<f32> = cells
             .iter()
@@ -211,6 +211,7 @@ fn in_units_of_good(fold: &mut FoldScores, cells: &[FoldCell]) {
     for scores in fold.scores.iter_mut().flatten() {
         *scores = Scores { top: scores.top / top, max: scores.max / max, mean: scores.mean / mean };
     }
+    Scores { top, max, mean }
 }
 
 fn fold_cells(dataset: &Dataset, folds: &Folds) -> Vec<FoldCell> {
@@ -256,6 +257,18 @@ fn threshold(
     Ranking::new(&scores, &targets).best_threshold(goal).unwrap_or(f32::INFINITY)
 }
 
+/// The threshold of each fold.
+fn thresholds(
+    question: Binarisation,
+    kind: ScoreKind,
+    items: &[Item],
+    cells: &[FoldCell],
+    results: &[FoldScores],
+    goal: Goal,
+) -> Vec<f32> {
+    results.iter().map(|fold| threshold(question, kind, items, cells, fold, goal)).collect()
+}
+
 fn answers(
     question: Binarisation,
     kind: ScoreKind,
@@ -264,7 +277,7 @@ fn answers(
     results: &[FoldScores],
     goal: Goal,
 ) -> BinarisationResult {
-    let thresholds: Vec<f32> = results.iter().map(|f| threshold(question, kind, items, cells, f, goal)).collect();
+    let thresholds = thresholds(question, kind, items, cells, results, goal);
     // Defect kinds are no groups to compare: a good cell has none.
     let grouped = items.iter().all(|item| item.kind.is_some());
     let scored: Vec<Scored<'_>> = items
@@ -345,6 +358,14 @@ impl Pixels {
         if let Some(path) = &item.mask {
             let frame = Frame::decode_file(path, &crate::frame::DecodeLimits::default())
                 .with_context(|| format!("reading the mask of {}", item.id))?;
+            let [is, must] = [&frame, scorer.frame()].map(|frame| (frame.width(), frame.height()));
+            if is != must {
+                let (path, [w, h, width, height]) = (path.display(), [is.0, is.1, must.0, must.1]);
+                bail!(
+                    "the mask {path} has {w}×{h} pixels, its image {} {width}×{height}: give it one as large",
+                    item.id
+                );
+            }
             let marks: Vec<u8> = frame.pixels().iter().map(|&p| u8::from(p > 0)).collect();
             let mut rectified = vec![0; MASK_SIDE * MASK_SIDE];
             placement.rectify_mask(&marks, frame.width(), frame.height(), &mut rectified, MASK_SIDE);
@@ -352,73 +373,6 @@ impl Pixels {
         }
         Ok(self.metrics.add(&scores, &mask, MASK_SIDE, MASK_SIDE)?)
     }
-}
-
-/// The worst mistakes of every fold.
-struct Gallery {
-    main: Binarisation,
-    goal: Goal,
-    limit: usize,
-    mistakes: Vec<Mistake>,
-    left_out: (usize, usize),
-}
-
-impl Gallery {
-    fn add(
-        &mut self,
-        items: &[Item],
-        cells: &[FoldCell],
-        fold: &FoldScores,
-        mut model: FoldModel<'_>,
-        settings: &Settings,
-    ) -> Result<(), FitError> {
-        if self.limit == 0 {
-            return Ok(());
-        }
-        let kind = settings.score;
-        let threshold = threshold(self.main, kind, items, cells, fold, self.goal);
-        let mut wrong: Vec<(usize, MistakeKind, f32)> = Vec::new();
-        for (index, (item, cell)) in items.iter().zip(cells).enumerate() {
-            let Ok(scores) = &fold.scores[index] else { continue };
-            let target = item.label.as_ref().and_then(|label| self.main.target(label));
-            let score = scores.get(kind);
-            match (cell.fold == fold.fold, target, is_rejected(score, threshold)) {
-                (true, Some(true), false) => wrong.push((index, MistakeKind::FalsePass, score)),
-                (true, Some(false), true) => wrong.push((index, MistakeKind::FalseReject, score)),
-                _ => {}
-            }
-        }
-        wrong.sort_by(|a, b| (b.2 - threshold).abs().total_cmp(&(a.2 - threshold).abs()));
-        let mut chosen = Vec::new();
-        for kind in [MistakeKind::FalsePass, MistakeKind::FalseReject] {
-            let all = wrong.iter().filter(|w| w.1 == kind).count();
-            chosen.extend(wrong.iter().filter(|w| w.1 == kind).take(self.limit).copied());
-            let left_out = if kind == MistakeKind::FalsePass { &mut self.left_out.0 } else { &mut self.left_out.1 };
-            *left_out += all.saturating_sub(self.limit);
-        }
-        let again: Vec<Cell> = chosen.iter().map(|&(index, ..)| cells[index].cell.clone()).collect();
-        let drawn = Outcomes::new(again.len());
-        model.look_again(&again, |index, scorer, _| {
-            drawn.set(index, draw(scorer, settings, threshold));
-        })?;
-        for ((index, kind, score), pictures) in chosen.into_iter().zip(drawn.into_all()) {
-            let item = &items[index];
-            let Some(pictures) = pictures.flatten() else { continue };
-            let label = item.label.as_ref().map(ToString::to_string).unwrap_or_default();
-            let label = format!("{label} {}", item.kind.as_deref().unwrap_or_default());
-            self.mistakes.push(Mistake { kind, id: item.id.clone(), label, score, threshold, pictures });
-        }
-        Ok(())
-    }
-}
-
-/// The cell and its heatmap, red where it is far above what the threshold asks for.
-fn draw(scorer: &Scorer, settings: &Settings, threshold: f32) -> Option<Pictures> {
-    let (side, grid) = (scorer.size(), settings.grid as usize);
-    let image = overlay::grey(scorer.image(), side);
-    let range = (0.7 * threshold, 1.6 * threshold);
-    let heat = overlay::draw(scorer.image(), side, scorer.heatmap(), grid, range, &[]);
-    Some(Pictures { image: Picture(overlay::jpeg(&image)?), overlay: Picture(overlay::jpeg(&heat)?) })
 }
 
 fn print(result: &EvalResult, judge: impl Fn(Binarisation, ScoreKind) -> BinarisationResult) {

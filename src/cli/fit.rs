@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
 
-use super::shared::{self, Engine, FitSettings};
+use super::shared::{self, Engine, FitSettings, HeldOut};
 use crate::backbone::Identity;
 use crate::embedding::Projection;
 use crate::gaussian::Accumulator;
@@ -50,6 +50,9 @@ pub struct Args {
 
     #[command(flatten)]
     settings: FitSettings,
+
+    #[command(flatten)]
+    held_out: HeldOut,
 }
 
 /// One shard of several.
@@ -71,7 +74,7 @@ fn parse_shard(text: &str) -> Result<Shard, String> {
 pub fn run(args: Args) -> anyhow::Result<()> {
     shared::check_writable(&args.out)?;
     let (dataset, whole_frame) = shared::open_data(&args.data, args.data_dir.as_deref())?;
-    let settings = args.settings.settings(whole_frame)?;
+    let settings = args.held_out.apply(args.settings.settings(whole_frame)?)?;
     let (network, backbone_name) = args.engine.weights()?;
     let interrupted = shared::interrupt()?;
     let started = Instant::now();
@@ -279,10 +282,10 @@ pub fn report(json: bool, out: &Path, images: u64, seconds: f64, model: Option<&
             );
             match &model.header().calibration {
                 Some(c) => println!(
-                    "threshold: {} distance {:.3}, at which {:.2} % of {} held-out good cells would be rejected",
+                    "threshold: {} distance {:.3}; above it lie {} of {} held-out good cells",
                     c.kind,
                     c.threshold,
-                    c.overkill * 100.0,
+                    c.above(),
                     c.cells
                 ),
                 None => println!("not calibrated yet: run `cellgate calibrate {} DIR`", out.display()),

@@ -16,6 +16,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::simd::Isa;
+
 /// Electroluminescence inspection of solar cells: from an EL image to a verdict.
 #[derive(Debug, Parser)]
 #[command(name = "cellgate", version, about, arg_required_else_help = true)]
@@ -44,6 +46,9 @@ impl Cli {
     /// # Errors
     /// What went wrong, as a chain that names what was attempted, the file and the remedy.
     pub fn run(self) -> anyhow::Result<ExitCode> {
+        if let Err(reason) = Isa::wanted() {
+            anyhow::bail!("reading the environment variable CELLGATE_ISA: {reason}");
+        }
         match self.verb {
             Verb::Demo(args) => demo::run(args),
             Verb::Data(args) => data::run(args),

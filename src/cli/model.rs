@@ -7,7 +7,6 @@ use serde_json::json;
 
 use super::shared::rfc3339;
 use crate::model::Model;
-use crate::preprocess::Mode;
 
 /// Look into model files.
 #[derive(Debug, clap::Args)]
@@ -50,11 +49,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     println!("backbone     {} ({})", header.backbone, p.backbone);
     println!("made         {} by cellgate {}", rfc3339(p.created), p.software);
     println!("data         {}: {} good cells, {} images, {} skipped", p.data, p.cells, p.images, p.skipped);
-    let border = match s.preprocess.mode {
-        Mode::Border => "border found and straightened",
-        Mode::None => "whole frame",
-    };
-    println!("image        {0}×{0}, {border}", s.size);
+    println!("image        {0}×{0}, {1}", s.size, s.preprocess.mode);
     println!(
         "embedding    {}, k = {}, stages {}, seed {}{}",
         s.mixing,

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::backbone::ResNet18;
 use crate::backbone::cpu::CpuBackbone;
 use crate::backbone::weights::Loaded;
 use crate::embedding::{Mixing, Stages};
-use crate::eval::dataset::Dataset;
+use crate::eval::dataset::{Dataset, LABELS_FILE};
 use crate::eval::elpv;
 use crate::gaussian::{Precision, Shrinkage};
 use crate::heatmap::ScoreKind;
@@ -51,7 +51,7 @@ impl Engine {
 
     /// Threads to work on.
     pub fn threads(&self) -> usize {
-        self.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
+        threads(self.threads)
     }
 
     /// One extractor a thread.
@@ -64,6 +64,11 @@ impl Engine {
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Fitter::new(extractors))
     }
+}
+
+/// As many threads as were asked for, or one a core.
+pub fn threads(asked: Option<u16>) -> usize {
+    asked.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
 }
 
 /// `count` engines on one copy of the packed weights, each on `workers`.
@@ -84,28 +89,28 @@ pub fn backbones(
 #[command(next_help_heading = "Settings of the fit")]
 pub struct FitSettings {
     /// Side of the rectified image: a multiple of 32.
-    #[arg(long, default_value_t = 256, value_name = "PIXELS")]
+    #[arg(long, default_value_t = Settings::default().size, value_name = "PIXELS")]
     pub size: u32,
 
     /// Side of the heatmap's grid.
-    #[arg(long, default_value_t = 64, value_name = "N")]
+    #[arg(long, default_value_t = Settings::default().grid, value_name = "N")]
     pub grid: u32,
 
     /// Values of the embedding at a position.
-    #[arg(short, long, default_value_t = 100, value_name = "N")]
+    #[arg(short, long, default_value_t = Settings::default().k, value_name = "N")]
     pub k: u32,
 
     /// Stages of the network that take part.
-    #[arg(long, default_value = "1,2,3,4", value_name = "LIST")]
+    #[arg(long, default_value_t = Settings::default().stages, value_name = "LIST")]
     pub stages: Stages,
 
     /// How channels are mixed into the k values: `sparse` (each channel feeds one of them, cheap) or `dense` (each
     /// feeds all, as in the paper).
-    #[arg(long, default_value_t, value_name = "KIND")]
+    #[arg(long, default_value_t = Settings::default().mixing, value_name = "KIND")]
     pub embedding: Mixing,
 
     /// Seed of the embedding, the augmentation and the choice of held-out cells.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = Settings::default().seed)]
     pub seed: u64,
 
     /// Divide channels by their standard deviation over good cells before the embedding.
@@ -117,16 +122,16 @@ pub struct FitSettings {
     #[arg(long, value_name = "HOW", value_parser = ["border", "none"])]
     pub preprocess: Option<String>,
 
-    /// What belongs to the cell: a brightness of 255, or `otsu`.
-    #[arg(long, default_value = "50", value_name = "LEVEL", value_parser = threshold)]
-    pub threshold: Threshold,
+    /// What belongs to the cell: a brightness of 255, or `otsu`; not with --preprocess none [default: 50].
+    #[arg(long, value_name = "LEVEL", value_parser = threshold)]
+    pub threshold: Option<Threshold>,
 
     /// Changed copies of each cell that are fitted beside it: flips (each p = 0.5) and a turn about the centre.
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = AugmentConfig::default().copies, value_name = "N")]
     pub copies: u32,
 
     /// Largest turn of a copy, in degrees.
-    #[arg(long, default_value_t = 2.0, value_name = "DEGREES")]
+    #[arg(long, default_value_t = AugmentConfig::default().max_angle_degrees, value_name = "DEGREES")]
     pub max_angle: f32,
 
     /// Turn copies by quarter turns as well.
@@ -134,7 +139,7 @@ pub struct FitSettings {
     pub quarter_turns: bool,
 
     /// How covariances are made invertible: absolute:ε, relative:ε or ledoit-wolf.
-    #[arg(long, default_value = "absolute:0.01", value_name = "HOW")]
+    #[arg(long, default_value_t = Settings::default().shrinkage, value_name = "HOW")]
     pub shrinkage: Shrinkage,
 
     /// Keep the factors in single precision: twice the file and the time.
@@ -142,20 +147,34 @@ pub struct FitSettings {
     pub f32: bool,
 
     /// Smoothing of the heatmap, in positions of the grid.
-    #[arg(long, default_value_t = 1.0, value_name = "SIGMA")]
+    #[arg(long, default_value_t = Settings::default().sigma, value_name = "SIGMA")]
     pub sigma: f32,
 
     /// The score of a cell: `top` (mean of the largest 1 %), `max` or `mean` of its heatmap.
-    #[arg(long, default_value = "top", value_name = "KIND")]
+    #[arg(long, default_value_t = Settings::default().score, value_name = "KIND")]
     pub score: ScoreKind,
+}
 
+/// How the score is calibrated.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Settings of the fit")]
+pub struct HeldOut {
     /// Share of good cells that the threshold may reject.
-    #[arg(long, default_value_t = 0.01, value_name = "SHARE")]
+    #[arg(long, default_value_t = Settings::default().overkill, value_name = "SHARE")]
     pub overkill: f64,
 
     /// Share of good cells kept out of the statistics to calibrate the score.
-    #[arg(long, default_value_t = 0.1, value_name = "SHARE")]
+    #[arg(long, default_value_t = Settings::default().holdout, value_name = "SHARE")]
     pub holdout: f64,
+}
+
+impl HeldOut {
+    /// The settings with these shares, checked.
+    pub fn apply(&self, settings: Settings) -> anyhow::Result<Settings> {
+        let settings = Settings { overkill: self.overkill, holdout: self.holdout, ..settings };
+        settings.validate()?;
+        Ok(settings)
+    }
 }
 
 fn threshold(text: &str) -> Result<Threshold, String> {
@@ -172,10 +191,14 @@ impl FitSettings {
     /// The settings, checked; `whole_frame` says what to do where the command line is silent about the border step.
     pub fn settings(&self, whole_frame: bool) -> anyhow::Result<Settings> {
         let whole_frame = self.preprocess.as_ref().map_or(whole_frame, |how| how == "none");
-        let preprocess = if whole_frame {
-            PreprocessConfig::whole_frame()
-        } else {
-            PreprocessConfig { threshold: self.threshold, ..PreprocessConfig::default() }
+        let preprocess = match (whole_frame, self.threshold) {
+            (true, Some(_)) => {
+                bail!(
+                    "--threshold finds the cell's border, but the whole image is the cell: leave it out, or say --preprocess border"
+                )
+            }
+            (true, None) => PreprocessConfig::whole_frame(),
+            (false, level) => PreprocessConfig { threshold: level.unwrap_or_default(), ..PreprocessConfig::default() },
         };
         let settings = Settings {
             size: self.size,
@@ -196,8 +219,7 @@ impl FitSettings {
             precision: if self.f32 { Precision::F32 } else { Precision::F16 },
             sigma: self.sigma,
             score: self.score,
-            overkill: self.overkill,
-            holdout: self.holdout,
+            ..Settings::default()
         };
         settings.validate()?;
         Ok(settings)
@@ -214,17 +236,36 @@ pub fn open_data(data: &Path, data_dir: Option<&Path>) -> anyhow::Result<(Datase
     Ok((dataset, whole))
 }
 
-/// The good cells of a data set; all of them if it has no labels.
+/// The good cells of a data set, all of them if it has no labels; says on stderr which of the two it is.
 pub fn good_cells(dataset: &Dataset) -> anyhow::Result<Vec<Cell>> {
+    let (cells, all) = (select_good(dataset)?, dataset.items.len());
+    match dataset.labels.as_slice() {
+        [] => eprintln!("{}: no {LABELS_FILE} names its images: all {all} are taken as good", dataset.name),
+        [file] => eprintln!("{}: {} of {all} cells are good by {}", dataset.name, cells.len(), file.display()),
+        files => eprintln!("{}: {} of {all} cells are good by {} label files", dataset.name, cells.len(), files.len()),
+    }
+    Ok(cells)
+}
+
+/// The good cells of a data set, all of them if it has no labels.
+pub fn select_good(dataset: &Dataset) -> anyhow::Result<Vec<Cell>> {
     let labelled = dataset.items.iter().any(|item| item.label.is_some());
+    if let (Some(file), false) = (dataset.labels.first(), labelled) {
+        bail!(
+            "{} labels none of the {} images of {}: write what they are (file,label), or take it away if all are good",
+            file.display(),
+            dataset.items.len(),
+            dataset.name
+        );
+    }
     let cells: Vec<Cell> = dataset
         .items
         .iter()
-        .filter(|item| !labelled || item.label.as_ref().is_some_and(crate::eval::dataset::Label::is_good))
+        .filter(|item| !labelled || item.label.is_some_and(|label| label.is_good()))
         .map(|item| Cell { id: item.id.clone(), path: item.path.clone() })
         .collect();
     if cells.is_empty() {
-        return Err(anyhow!("{} has no good cell (label A or 0) among its {}", dataset.name, dataset.items.len()));
+        bail!("{} has no good cell (label A or 0) among its {}", dataset.name, dataset.items.len());
     }
     Ok(cells)
 }
@@ -235,11 +276,15 @@ pub fn bar(total: u64, what: &'static str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         bar.set_draw_target(ProgressDrawTarget::hidden());
     }
-    let style = ProgressStyle::with_template("{msg:<12} {wide_bar} {pos}/{len}  {per_sec}  {eta} left")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    bar.set_style(style);
+    bar.set_style(bar_style());
     bar.set_message(what);
     bar
+}
+
+/// How all bars look.
+pub fn bar_style() -> ProgressStyle {
+    ProgressStyle::with_template("{msg:<12} {wide_bar} {pos}/{len}  {per_sec}  {eta} left")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 /// A flag that Ctrl-C sets. A second Ctrl-C ends the program at once.
@@ -267,6 +312,11 @@ pub fn go_on(interrupted: &AtomicBool) -> std::ops::ControlFlow<()> {
 /// Fails early if a file cannot be made at `path`: better before the work than after it.
 pub fn check_writable(path: &Path) -> anyhow::Result<()> {
     whole_file::check(path).with_context(|| format!("{} cannot be written, choose another place", path.display()))
+}
+
+/// Writes a file whole or not at all.
+pub fn save(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    whole_file::write(path, &[bytes]).with_context(|| format!("writing {}", path.display()))
 }
 
 /// Seconds since 1970.

@@ -1,5 +1,7 @@
 //! A set of images, with what is known about them.
 
+mod known;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
@@ -24,6 +26,8 @@ pub struct Dataset {
     pub name: String,
     /// Never empty; sorted by id, or in the order of the list.
     pub items: Vec<Item>,
+    /// The label files that speak of it: the one in `root` if it is there, and those around that name its images.
+    pub labels: Vec<PathBuf>,
 }
 
 /// One image.
@@ -172,7 +176,8 @@ pub struct Count {
 impl Dataset {
     /// Opens a folder (walked to its end; hidden files, links to folders and `masks/` are left out), a text file with
     /// one path a line (relative to it; blank lines and `#` comments are left out), or one image. A `labels.csv` in
-    /// the folder, or beside the list or the image, gives the labels.
+    /// the folder, or beside the list or the image, gives the labels; for images that it does not name, one in their own
+    /// folder or the one above.
     ///
     /// # Errors
     /// If there is no image, a file cannot be read, or the labels are malformed or do not fit the images.
@@ -193,24 +198,22 @@ impl Dataset {
                 });
             }
             items.sort_by(|a, b| a.id.cmp(&b.id));
-            let mut set = Self { root: path.to_path_buf(), name, items };
-            set.apply_labels(true)?;
-            return Ok(set);
+            let labels = known::tell(path, &mut items, true)?;
+            return Ok(Self { root: path.to_path_buf(), name, items, labels });
         }
         let root = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
             _ => PathBuf::from("."),
         };
-        let items = if is_image(path) {
+        let mut items = if is_image(path) {
             let id = path.file_name().and_then(|name| name.to_str());
             let id = id.ok_or_else(|| DatasetError::NameNotUtf8 { path: path.to_path_buf() })?;
             vec![Item::new(path.to_path_buf(), id.to_string())]
         } else {
             read_list(path, &root, metadata.len())?
         };
-        let mut set = Self { root, name, items };
-        set.apply_labels(false)?;
-        Ok(set)
+        let labels = known::tell(&root, &mut items, false)?;
+        Ok(Self { root, name, items, labels })
     }
 
     /// Refuses a data set in which any image has no label.
@@ -237,31 +240,6 @@ impl Dataset {
         }
         let name = |label: Option<Label>| label.map_or_else(|| "none".to_string(), |label| label.to_string());
         counts.into_iter().map(|((_, kind), (label, images))| Count { label: name(label), kind, images }).collect()
-    }
-
-    /// Takes what `labels.csv` says; `all`: every line must name an image of the set.
-    fn apply_labels(&mut self, all: bool) -> Result<(), DatasetError> {
-        let file = self.root.join(LABELS_FILE);
-        if !file.is_file() {
-            return Ok(());
-        }
-        let index: HashMap<String, usize> =
-            self.items.iter().enumerate().map(|(index, item)| (item.id.clone(), index)).collect();
-        for row in labels::read(&file)? {
-            let Some(&index) = index.get(&row.file) else {
-                if all {
-                    return Err(DatasetError::LabelWithoutImage { labels: file, line: row.line, file: row.file });
-                }
-                continue;
-            };
-            let mask = row.mask.map(|mask| self.root.join(mask));
-            if let Some(path) = mask.as_ref().filter(|path| !path.is_file()) {
-                return Err(DatasetError::MaskMissing { labels: file, line: row.line, path: path.clone() });
-            }
-            let item = &mut self.items[index];
-            (item.label, item.kind, item.mask) = (row.label, row.kind, mask);
-        }
-        Ok(())
     }
 }
 

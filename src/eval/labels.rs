@@ -31,15 +31,6 @@ impl Label {
         }
     }
 
-    /// Whether the cell is defective beyond doubt: p = 1, or class C.
-    #[must_use]
-    pub fn is_bad(&self) -> bool {
-        match *self {
-            Self::Probability(p) => p >= 1.0,
-            Self::Class(class) => class == Class::C,
-        }
-    }
-
     /// Reads `A`, `B`, `C` or a number in [0, 1].
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
@@ -423,13 +414,11 @@ mod tests {
     }
 
     #[test]
-    fn labels_know_good_from_bad() {
-        for (text, good, bad) in [("A", true, false), ("B", false, false), ("C", false, true), ("0", true, false)] {
-            let label = Label::parse(text).unwrap();
-            assert_eq!((label.is_good(), label.is_bad()), (good, bad), "{text}");
+    fn labels_know_the_good_from_the_rest() {
+        for (text, good) in [("A", true), ("B", false), ("C", false), ("0", true), ("1", false)] {
+            assert_eq!(Label::parse(text).unwrap().is_good(), good, "{text}");
         }
         assert!(!Label::Probability(1.0 / 3.0).is_good());
-        assert!(Label::Probability(1.0).is_bad());
         assert_eq!(Label::Probability(1.0 / 3.0).to_string(), "1/3");
         assert_eq!(Label::parse("D"), None);
         assert_eq!(Label::parse("-0.1"), None);

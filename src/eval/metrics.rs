@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::verdict::quantile;
+
 use super::sampling;
 
 /// A point of a curve.
@@ -345,15 +347,6 @@ pub fn bootstrap_many<const N: usize>(
     })
 }
 
-/// The `q` quantile (0 to 1) of rising values, linear between neighbours as numpy's default; `None` without values.
-#[must_use]
-pub fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
-    let last = sorted.len().checked_sub(1)?;
-    let at = q.clamp(0.0, 1.0) * last as f64;
-    let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
-    Some(low + (high - low) * at.fract())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -445,7 +438,7 @@ mod tests {
     fn quantiles_are_numpys() {
         assert_eq!(quantile(&[1.0, 2.0, 3.0, 4.0], 0.25), Some(1.75));
         assert_eq!(quantile(&[5.0], 0.9), Some(5.0));
-        assert_eq!(quantile(&[], 0.5), None);
+        assert_eq!(quantile::<f64>(&[], 0.5), None);
     }
 
     fn scored() -> impl Strategy<Value = Vec<(f32, bool)>> {

@@ -85,7 +85,7 @@ impl PixelMetrics {
     }
 
     /// Counts one image: `scores` and `mask` (true: defective) of `width` × `height`, row by row. A good cell has an
-    /// empty mask. Bring both to one size with [`resize_scores`] or [`shrink_mask`].
+    /// empty mask. [`resize_scores`] brings a heatmap to the mask's size.
     ///
     /// # Errors
     /// If either has another number of pixels.
@@ -213,28 +213,6 @@ pub fn resize_scores(scores: &[f32], from: (usize, usize), to: (usize, usize)) -
     out
 }
 
-/// A mask at a smaller (or larger) size: a pixel is defective if any it covers is, so that thin cracks stay.
-///
-/// # Panics
-/// If `mask.len()` is not `from.0 * from.1`, or a size is 0.
-#[must_use]
-pub fn shrink_mask(mask: &[bool], from: (usize, usize), to: (usize, usize)) -> Vec<bool> {
-    assert!(from.0 > 0 && from.1 > 0 && mask.len() == from.0 * from.1, "a mask of {from:?} needs as many pixels");
-    let covered = |i: usize, from: usize, to: usize| {
-        let low = i * from / to;
-        low..((i + 1) * from).div_ceil(to).max(low + 1).min(from)
-    };
-    let mut out = Vec::with_capacity(to.0 * to.1);
-    for y in 0..to.1 {
-        let rows = covered(y, from.1, to.1);
-        out.extend((0..to.0).map(|x| {
-            let columns = covered(x, from.0, to.0);
-            rows.clone().any(|row| mask[row * from.0..][columns.clone()].iter().any(|&m| m))
-        }));
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -297,12 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_change_without_losing_thin_cracks_or_levels() {
-        let mut mask = vec![false; 64];
-        mask[3 * 8 + 5] = true;
-        assert_eq!(shrink_mask(&mask, (8, 8), (2, 2)), [false, true, false, false]);
-        assert_eq!(shrink_mask(&mask, (8, 8), (3, 3)).iter().filter(|&&m| m).count(), 2, "it lies across two columns");
-        assert_eq!(shrink_mask(&[true, false], (2, 1), (4, 1)), [true, true, false, false]);
+    fn sizes_change_without_changing_levels() {
         assert_eq!(resize_scores(&[2.0; 12], (4, 3), (7, 9)), vec![2.0; 63]);
         assert_eq!(resize_scores(&[0.0, 1.0], (2, 1), (4, 1)), [0.0, 0.25, 0.75, 1.0]);
     }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::backbone::STAGE_STRIDES;
+use crate::backbone::{SIDES, is_side};
 use crate::embedding::projection::MAX_K;
 use crate::embedding::{EmbeddingError, Mixing, Projection, Stages};
 use crate::gaussian::{Precision, Shrinkage};
@@ -104,13 +104,7 @@ impl Settings {
         let range = |name, value: f64, good: bool, allowed| {
             if good { Ok(()) } else { Err(SettingsError::Range { name, value, allowed }) }
         };
-        let size = self.size as usize;
-        range(
-            "size",
-            size.try_into().map_or(f64::NAN, |s: u32| f64::from(s)),
-            (64..=1024).contains(&size) && size.is_multiple_of(STAGE_STRIDES[3]),
-            "a multiple of 32 from 64 to 1024",
-        )?;
+        range("size", self.size.into(), is_side(self.size as usize), SIDES)?;
         range("grid", self.grid.into(), (4..=256).contains(&self.grid), "from 4 to 256")?;
         range("k", self.k.into(), (1..=MAX_K as u32).contains(&self.k), "from 1 to 256")?;
         range(

@@ -146,7 +146,7 @@ pub fn cross_validate(
             measured.set(index, outcome);
             tick(1)
         })?;
-        let scores = measured.into_all().map(|measured| measured.unwrap_or(Err(Invalid::NotFinite))).collect();
+        let scores = measured.into_all().map(|measured| measured.unwrap_or(Err(Invalid::NotMeasured))).collect();
         let result = FoldScores { fold, scores, fitted };
         drop(views);
         let own = statistics.into_iter().nth(fold).unwrap_or_else(|| unreachable!("one set of statistics a fold"));

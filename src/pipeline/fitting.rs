@@ -192,7 +192,8 @@ impl Fitter {
     /// What each channel is multiplied by before W: 1/σ over all pixels of `cells`, or 1 if `settings` ask for no
     /// standardisation.
     ///
-    /// Rounded to 8 bits of mantissa, so that shards on different CPUs come to the same numbers.
+    /// Rounded to 8 bits of mantissa: shards on different CPUs likely come to the same numbers, and a merge refuses those
+    /// that do not.
     ///
     /// # Errors
     /// If no cell can be used, or the backbone refuses.
@@ -207,7 +208,7 @@ impl Fitter {
                 extractor
                     .features(Augmentation::default())
                     .map(ChannelMoments::of)
-                    .map_err(|e| Invalid::Unreadable(e.to_string()))
+                    .map_err(|e| Invalid::Backbone(e.to_string()))
             });
             moments.set(index, outcome);
         });
@@ -388,7 +389,7 @@ impl Fitter {
         check_skipped(&skipped, held_out.len() as u64, 0.5)?;
         tops.sort_by(f32::total_cmp);
         // A position is a defect if fewer than two in a thousand lie above it in all but one good cell of a hundred.
-        let region = if tops.is_empty() { 0.0 } else { crate::verdict::quantile(&tops, 0.99) };
+        let region = crate::verdict::quantile(&tops, 0.99).map_or(0.0, |x| x as f32);
         let calibration = Calibration::new(settings.score, &scores, region, &brightness, settings.overkill)?;
         Ok((calibration, skipped))
     }

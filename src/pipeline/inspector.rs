@@ -8,14 +8,15 @@ use crate::backbone::Backbone;
 use crate::frame::Frame;
 use crate::heatmap::Scores;
 use crate::model::Model;
-use crate::preprocess::{Placement, Rejection};
+use crate::preprocess::{Placement, Refusal};
 use crate::verdict::{Invalid, Latency, Verdict};
 use crate::workers::Workers;
 
 use super::extractor::lap;
 use super::{Extractor, PipelineError, Scorer};
 
-/// Judges cells with one model. [`Inspector::inspect`] allocates nothing.
+/// Judges cells with one model. [`Inspector::inspect`] allocates nothing; [`Inspector::inspect_file`] does, to read the
+/// file.
 pub struct Inspector {
     model: Arc<Model>,
     scorer: Scorer,
@@ -62,7 +63,7 @@ impl Inspector {
         };
         if placement.brightness < calibration.dim_below {
             let (mean, limit) = (placement.brightness, calibration.dim_below);
-            let refused = Verdict::invalid(Invalid::Frame(Rejection::Dim { mean, limit }));
+            let refused = Verdict::invalid(Invalid::Frame(Refusal::Dim { mean, limit }));
             return Verdict { latency: self.scorer.latency(), ..refused };
         }
         let mut clock = Instant::now();

@@ -18,7 +18,7 @@ use crate::workers::Workers;
 use super::Extractor;
 use super::extractor::lap;
 
-/// Measures cells against statistics; owns every buffer of the way and allocates nothing once made.
+/// Measures cells against statistics; owns every buffer of the way. Once made it allocates nothing but to read files.
 pub struct Scorer {
     extractor: Extractor,
     embedder: Embedder,
@@ -87,7 +87,8 @@ impl Scorer {
     pub fn project(&mut self) -> Result<(), Invalid> {
         let mut clock = Instant::now();
         // The sizes of extractor and embedder are one by construction.
-        let pyramid = self.extractor.features(Augmentation::default()).map_err(|_| Invalid::NotFinite)?;
+        let pyramid =
+            self.extractor.features(Augmentation::default()).map_err(|error| Invalid::Backbone(error.to_string()))?;
         self.latency.backbone_us = lap(&mut clock);
         self.embedder.project(pyramid);
         self.latency.distance_us = lap(&mut clock);
@@ -124,6 +125,12 @@ impl Scorer {
     #[must_use]
     pub fn image(&self) -> &[f32] {
         self.extractor.image()
+    }
+
+    /// The frame that [`load`](Self::load) read last.
+    #[must_use]
+    pub fn frame(&self) -> &Frame {
+        self.extractor.frame()
     }
 
     /// Side S of the rectified image.

@@ -8,7 +8,6 @@ use super::ConfigError;
 
 /// How the images of a fit are multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
 pub struct AugmentConfig {
     /// Changed copies of each cell, beside the cell itself; 0 switches augmentation off.
     pub copies: u32,

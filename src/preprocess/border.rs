@@ -8,7 +8,7 @@
 
 use super::polygon::{Line, Point, Simplifier, area2, corners, distance, four_sides, hull_of_rows};
 use super::segment::Segmenter;
-use super::{PreprocessConfig, Rejection, Threshold};
+use super::{PreprocessConfig, Refusal, Threshold};
 use crate::frame::Frame;
 
 /// Places along a side in which its edge is measured.
@@ -59,28 +59,28 @@ impl Finder {
         low: u16,
         high: u16,
         config: &PreprocessConfig,
-    ) -> Result<Outline, Rejection> {
+    ) -> Result<Outline, Refusal> {
         let white = f32::from(frame.white());
         let limit = config.gates.min_area.unwrap_or(0.0).max(0.001);
         if !self.segmenter.load(frame) {
-            return Err(Rejection::NoCell { area: 0.0, limit });
+            return Err(Refusal::NoCell { area: 0.0, limit });
         }
         let spread = f32::from(high - low) / white;
         let threshold = match config.threshold {
             Threshold::Fixed(share) => share,
             // A frame of one brightness has no two classes.
-            Threshold::Otsu if spread < 2.0 / 255.0 => return Err(Rejection::NoCell { area: 0.0, limit }),
+            Threshold::Otsu if spread < 2.0 / 255.0 => return Err(Refusal::NoCell { area: 0.0, limit }),
             Threshold::Otsu => self.segmenter.otsu(frame.white()).0,
         };
         let region = self.segmenter.find(threshold, frame.white());
         let total = (self.segmenter.width * self.segmenter.height) as f32;
         let share = region.area as f32 / total;
         if share < limit {
-            return Err(self.dim(frame, threshold, limit).unwrap_or(Rejection::NoCell { area: share, limit }));
+            return Err(self.dim(frame, threshold, limit).unwrap_or(Refusal::NoCell { area: share, limit }));
         }
         let second = region.second as f32 / region.area as f32;
         if let Some(limit) = config.gates.second_cell.filter(|&limit| second >= limit) {
-            return Err(Rejection::SeveralCells { share: second, limit });
+            return Err(Refusal::SeveralCells { share: second, limit });
         }
         let scale = self.segmenter.scale as f64;
         self.outline();
@@ -88,17 +88,17 @@ impl Finder {
         let bright = region.area as f64 * scale * scale;
         if config.gates.min_fill.is_some_and(|low| bright < f64::from(low) * area) {
             // Scattered brightness, as noise makes it.
-            return Err(Rejection::NoCell { area: share, limit });
+            return Err(Refusal::NoCell { area: share, limit });
         }
         let longer = frame.width().max(frame.height()) as f64;
         let on_edge = region.on_edge as f64 * scale;
         if config.gates.reject_cropped && on_edge > (EDGE_SHARE * longer).max(2.0 * scale) {
-            return Err(Rejection::Cropped { length: on_edge as u32 });
+            return Err(Refusal::Cropped { length: on_edge as u32 });
         }
         let epsilon = scale.max(0.005 * area.sqrt());
         let sides = four_sides(&self.hull, epsilon, &mut self.simplifier, &mut self.polygon)
-            .map_err(|vertices| Rejection::NotQuadrilateral { vertices })?;
-        let odd = Rejection::NotQuadrilateral { vertices: self.polygon.len() as u32 };
+            .map_err(|vertices| Refusal::NotQuadrilateral { vertices })?;
+        let odd = Refusal::NotQuadrilateral { vertices: self.polygon.len() as u32 };
         let coarse = corners(&sides).filter(|quad| sound(quad, frame)).ok_or(odd)?;
         if area < MIN_HULL * area2(&coarse) / 2.0 {
             return Err(odd);
@@ -117,7 +117,7 @@ impl Finder {
     }
 
     /// Below the threshold there may still be a cell: then the frame is dim, which says more than that it is empty.
-    fn dim(&mut self, frame: &Frame, threshold: f32, limit: f32) -> Option<Rejection> {
+    fn dim(&mut self, frame: &Frame, threshold: f32, limit: f32) -> Option<Refusal> {
         let (otsu, mean) = self.segmenter.otsu(frame.white());
         if otsu >= threshold {
             return None;
@@ -130,7 +130,7 @@ impl Finder {
         let solid = region.area as f64 * scale * scale > 0.7 * area2(&self.hull) / 2.0;
         let apart = region.on_edge * 20 < self.segmenter.width + self.segmenter.height;
         let large = region.area as f32 > limit * total;
-        (solid && apart && large).then_some(Rejection::Dim { mean, limit: threshold })
+        (solid && apart && large).then_some(Refusal::Dim { mean, limit: threshold })
     }
 }
 

@@ -10,7 +10,6 @@ use super::ConfigError;
 /// They lie in the model file beside the rest of [`PreprocessConfig`](super::PreprocessConfig), so that a station
 /// refuses what the fit refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
 pub struct Gates {
     /// Smallest area of the cell as a share of the frame (border mode). Default 0.2.
     pub min_area: Option<f32>,
@@ -104,7 +103,7 @@ impl Gates {
 #[derive(Clone, Copy, Debug, PartialEq, Error, Serialize, Deserialize)]
 #[serde(tag = "reason", rename_all = "kebab-case")]
 #[non_exhaustive]
-pub enum Rejection {
+pub enum Refusal {
     /// Nothing bright and large enough to be a cell.
     #[error("no cell: the largest bright region covers {area:.3} of the frame, at least {limit:.3} is needed")]
     NoCell {
@@ -201,7 +200,7 @@ pub enum Rejection {
     },
 }
 
-impl Rejection {
+impl Refusal {
     /// The reason's stable name, as it stands in verdicts and metrics.
     #[must_use]
     pub fn name(&self) -> &'static str {

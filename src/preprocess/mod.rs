@@ -7,11 +7,12 @@
 //! ```
 //!
 //! [`Preprocessor`] owns every buffer and allocates none after its making. A frame comes out as
-//! `g = (x/white − 0.449)/0.226` with a [`Placement`] that leads back to the frame, or with a [`Rejection`].
+//! `g = (x/white − 0.449)/0.226` with a [`Placement`] that leads back to the frame, or with a [`Refusal`].
 
 mod augment;
 mod border;
 mod gates;
+pub(crate) mod homography;
 mod placement;
 pub mod polygon;
 mod rectify;
@@ -21,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use augment::{AugmentConfig, Augmentation};
-pub use gates::{Gates, Rejection};
+pub use gates::{Gates, Refusal};
 pub use placement::Placement;
 
 use crate::backbone::{INPUT_MEAN, INPUT_STD};
@@ -44,6 +45,15 @@ pub enum Mode {
     None,
 }
 
+impl std::fmt::Display for Mode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Border => "border found and straightened",
+            Self::None => "whole frame",
+        })
+    }
+}
+
 /// The brightness from which a pixel belongs to a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -63,7 +73,6 @@ impl Default for Threshold {
 /// Everything that decides what a frame's S×S image is; it lies in the model file, so that the station does what the
 /// fit did.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
 pub struct PreprocessConfig {
     /// How the cell is found.
     pub mode: Mode,
@@ -194,18 +203,18 @@ impl Preprocessor {
     ///
     /// # Panics
     /// If `out` is not S·S long.
-    pub fn run(&mut self, frame: &Frame, out: &mut [f32]) -> Result<Placement, Rejection> {
+    pub fn run(&mut self, frame: &Frame, out: &mut [f32]) -> Result<Placement, Refusal> {
         let size = self.size;
         assert_eq!(out.len(), size * size, "the output must hold {size}×{size} values");
         let (width, height) = (frame.width(), frame.height());
         if width < MIN_SIDE || height < MIN_SIDE {
             let [width, height, min] = [width, height, MIN_SIDE].map(|v| v as u32);
-            return Err(Rejection::FrameTooSmall { width, height, min });
+            return Err(Refusal::FrameTooSmall { width, height, min });
         }
         if width > self.max_width || height > self.max_height {
             let [width, height, max_width, max_height] =
                 [width, height, self.max_width, self.max_height].map(|v| v as u32);
-            return Err(Rejection::FrameTooLarge { width, height, max_width, max_height });
+            return Err(Refusal::FrameTooLarge { width, height, max_width, max_height });
         }
         let mut placement = match self.config.mode {
             Mode::None => self.whole(frame, out)?,
@@ -221,7 +230,7 @@ impl Preprocessor {
     }
 
     /// The frame is the cell.
-    fn whole(&mut self, frame: &Frame, out: &mut [f32]) -> Result<Placement, Rejection> {
+    fn whole(&mut self, frame: &Frame, out: &mut [f32]) -> Result<Placement, Refusal> {
         let (low, high, full) = scan(frame);
         let white = f32::from(frame.white());
         let area = frame.pixels().len() as f32;
@@ -229,7 +238,7 @@ impl Preprocessor {
         let spread = f32::from(high - low) / white;
         if let (true, Some(limit)) = (spread < 2.0 / 255.0, self.config.gates.dim_below) {
             let mean = f32::from(high) / white;
-            return Err(if mean < limit { Rejection::Dim { mean, limit } } else { Rejection::Uniform { spread } });
+            return Err(if mean < limit { Refusal::Dim { mean, limit } } else { Refusal::Uniform { spread } });
         }
         let (w, h) = (frame.width() as f64, frame.height() as f64);
         let quad = [[0.0, 0.0], [w, 0.0], [w, h], [0.0, h]];
@@ -251,14 +260,14 @@ impl Preprocessor {
     }
 
     /// The cell is searched in the frame.
-    fn straighten(&mut self, frame: &Frame, out: &mut [f32]) -> Result<Placement, Rejection> {
+    fn straighten(&mut self, frame: &Frame, out: &mut [f32]) -> Result<Placement, Refusal> {
         let (low, high, full) = scan(frame);
         self.saturated(full as f32 / frame.pixels().len() as f32)?;
         let Some(finder) = &mut self.finder else { unreachable!("border mode has a finder") };
         let outline = finder.run(frame, low, high, &self.config)?;
         let quad = outline.quad;
         let homography = placement::square_to_quad(&quad, self.size, f64::from(self.config.inset))
-            .ok_or(Rejection::NotQuadrilateral { vertices: 4 })?;
+            .ok_or(Refusal::NotQuadrilateral { vertices: 4 })?;
         let sides = (0..4).map(|i| polygon::distance(quad[i], quad[(i + 1) % 4])).sum::<f64>();
         let area = polygon::area2(&quad) / 2.0;
         rectify::warp(frame, &homography, sides / 4.0 / self.size as f64, self.size, out);
@@ -275,15 +284,15 @@ impl Preprocessor {
         })
     }
 
-    fn saturated(&self, share: f32) -> Result<(), Rejection> {
+    fn saturated(&self, share: f32) -> Result<(), Refusal> {
         match self.config.gates.saturated_above {
-            Some(limit) if share > limit => Err(Rejection::Saturated { share, limit }),
+            Some(limit) if share > limit => Err(Refusal::Saturated { share, limit }),
             _ => Ok(()),
         }
     }
 
     /// The gates that look at the finished image.
-    fn judge(&self, placement: &Placement) -> Result<(), Rejection> {
+    fn judge(&self, placement: &Placement) -> Result<(), Refusal> {
         let gates = &self.config.gates;
         self.saturated(placement.saturated)?;
         let aspect = aspect(&placement.quad);
@@ -291,20 +300,20 @@ impl Preprocessor {
             || gates.max_aspect.is_some_and(|high| aspect > high)
             || gates.min_fill.is_some_and(|low| placement.fill < low)
         {
-            return Err(Rejection::OddShape { aspect, fill: placement.fill });
+            return Err(Refusal::OddShape { aspect, fill: placement.fill });
         }
         if let Some(limit) = gates.dim_below.filter(|&limit| placement.brightness < limit) {
-            return Err(Rejection::Dim { mean: placement.brightness, limit });
+            return Err(Refusal::Dim { mean: placement.brightness, limit });
         }
         if let (Some(limit), Some(value)) = (gates.max_edge_width, placement.edge_width) {
             let side = (polygon::area2(&placement.quad) / 2.0).sqrt() as f32;
             let limit = limit.max(SHARPEST / side);
             if value > limit {
-                return Err(Rejection::Blurred { edge: true, value, limit });
+                return Err(Refusal::Blurred { edge: true, value, limit });
             }
         }
         if let Some(limit) = gates.min_sharpness.filter(|&limit| placement.sharpness < limit) {
-            return Err(Rejection::Blurred { edge: false, value: placement.sharpness, limit });
+            return Err(Refusal::Blurred { edge: false, value: placement.sharpness, limit });
         }
         Ok(())
     }

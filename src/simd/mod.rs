@@ -49,7 +49,7 @@ pub trait Simd: Copy + 'static {
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     /// a · b.
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
-    /// a · b + c, rounded once (the scalar path too).
+    /// a · b + c, rounded once; by the scalar path twice in rare cases, which changes the last bit.
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The larger of each pair; where one is not a number, `b`.
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
@@ -101,13 +101,32 @@ impl Isa {
     const ALL: [Self; 4] = [Self::Avx512, Self::Avx2, Self::Neon, Self::Scalar];
 
     /// The widest instruction set of this CPU, or the one that the environment variable `CELLGATE_ISA` names
-    /// (`avx512`, `avx2`, `neon`, `scalar`) if the CPU has it.
+    /// (`avx512`, `avx2`, `neon`, `scalar`) if the CPU has it; [`Isa::wanted`] tells when it hasn't.
     #[must_use]
     pub fn detect() -> Self {
-        let wanted = std::env::var("CELLGATE_ISA").ok().and_then(|name| name.parse().ok());
-        wanted
-            .filter(|isa: &Self| isa.is_available())
-            .unwrap_or_else(|| Self::available().next().unwrap_or(Self::Scalar))
+        let wanted = Self::wanted().ok().flatten();
+        wanted.unwrap_or_else(|| Self::available().next().unwrap_or(Self::Scalar))
+    }
+
+    /// The instruction set that the environment variable `CELLGATE_ISA` names; none if it isn't set, or empty.
+    ///
+    /// # Errors
+    /// If it names none, or one that this CPU does not have.
+    pub fn wanted() -> Result<Option<Self>, String> {
+        match std::env::var_os("CELLGATE_ISA") {
+            None => Ok(None),
+            Some(name) if name.is_empty() => Ok(None),
+            Some(name) => Self::named(&name.to_string_lossy()).map(Some),
+        }
+    }
+
+    fn named(name: &str) -> Result<Self, String> {
+        let isa: Self = name.parse()?;
+        if isa.is_available() {
+            return Ok(isa);
+        }
+        let there: Vec<String> = Self::available().map(|isa| isa.to_string()).collect();
+        Err(format!("this CPU has no {isa}, but {}", there.join(", ")))
     }
 
     /// Every instruction set of this CPU, widest first, [`Isa::Scalar`] last.
@@ -255,5 +274,10 @@ mod tests {
             assert_eq!(isa.to_string().parse::<Isa>().unwrap(), isa);
         }
         assert!("sse9".parse::<Isa>().is_err());
+        assert_eq!(Isa::named("scalar"), Ok(Isa::Scalar));
+        assert!(Isa::named("avx2 ").unwrap_err().contains("one of avx512, avx2, neon, scalar"));
+        let foreign = if cfg!(target_arch = "aarch64") { "avx2" } else { "neon" };
+        let error = Isa::named(foreign).unwrap_err();
+        assert!(error.contains(foreign) && error.contains("scalar"), "{error}");
     }
 }

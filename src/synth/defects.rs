@@ -19,6 +19,7 @@ pub(super) struct Plan {
 
 impl Plan {
     /// A cell without defects.
+    #[cfg(test)]
     pub fn good() -> Self {
         Self { class: Class::A, parts: [None; MOST] }
     }

@@ -92,12 +92,6 @@ impl DefectKind {
             Self::FingerInterruption | Self::DarkEdge | Self::Dimmed => &[Class::B, Class::C],
         }
     }
-
-    /// Whether it is one of the cracks.
-    #[must_use]
-    pub fn is_crack(self) -> bool {
-        matches!(self, Self::CrackStraight | Self::CrackCross | Self::CrackBranching)
-    }
 }
 
 impl std::fmt::Display for DefectKind {

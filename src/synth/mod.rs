@@ -301,11 +301,6 @@ impl Generator {
         self.draw(index, &self.plan(index, Selection::Only(class)), cell);
     }
 
-    /// Cell `index` as it would be without its defects: the same pose, texture, harmless dots and noise, class A.
-    pub fn flawless_into(&self, index: u64, cell: &mut SynthCell) {
-        self.draw(index, &Plan::good(), cell);
-    }
-
     fn plan(&self, index: u64, selection: Selection) -> Plan {
         let mut chance = Chance::new(self.seed, index, Purpose::Class);
         Plan::draw(selection, self.config.proportions, index, &mut chance)

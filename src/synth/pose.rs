@@ -2,6 +2,7 @@
 
 use super::canvas::Layout;
 use super::chance::{Chance, sin_cos};
+use crate::preprocess::homography::{adjugate, unit_square_to_quad};
 
 /// A projective map from frame pixels to canvas pixels.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +26,8 @@ impl Pose {
             let (x, y) = (sx * half + skew * chance.between(-1.0, 1.0), sy * half + skew * chance.between(-1.0, 1.0));
             (cx + cos * x - sin * y, cy + sin * x + cos * y)
         });
-        let square = square_to_quad(&quad);
-        let to_square = adjugate(&square);
+        let square = unit_square_to_quad(&quad.map(|(x, y)| [x, y]));
+        let to_square = adjugate(&square.unwrap_or_else(|| unreachable!("a cell's outline has an area")));
         // The unit square lies on the canvas from `rim` to `rim + cell`.
         let (c, r) = (layout.cell, layout.rim);
         let m = to_square;
@@ -43,32 +44,6 @@ impl Pose {
         ];
         Self { quad, to_canvas }
     }
-}
-
-/// The map that takes the unit square's corners (clockwise from the origin) to `quad` (Heckbert 1989, section 2.2.3).
-fn square_to_quad(quad: &[(f64, f64); 4]) -> [f64; 9] {
-    let [(x0, y0), (x1, y1), (x2, y2), (x3, y3)] = *quad;
-    let (dx1, dx2, sx) = (x1 - x2, x3 - x2, x0 - x1 + x2 - x3);
-    let (dy1, dy2, sy) = (y1 - y2, y3 - y2, y0 - y1 + y2 - y3);
-    let det = dx1 * dy2 - dx2 * dy1;
-    let (g, h) = ((sx * dy2 - dx2 * sy) / det, (dx1 * sy - sx * dy1) / det);
-    [x1 - x0 + g * x1, x3 - x0 + h * x3, x0, y1 - y0 + g * y1, y3 - y0 + h * y3, y0, g, h, 1.0]
-}
-
-/// The inverse up to a factor, which a projective map does not see.
-fn adjugate(m: &[f64; 9]) -> [f64; 9] {
-    let minor = |a: usize, b: usize, c: usize, d: usize| m[a] * m[d] - m[b] * m[c];
-    [
-        minor(4, 5, 7, 8),
-        -minor(1, 2, 7, 8),
-        minor(1, 2, 4, 5),
-        -minor(3, 5, 6, 8),
-        minor(0, 2, 6, 8),
-        -minor(0, 2, 3, 5),
-        minor(3, 4, 6, 7),
-        -minor(0, 1, 6, 7),
-        minor(0, 1, 3, 4),
-    ]
 }
 
 #[cfg(test)]

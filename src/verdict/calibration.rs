@@ -89,11 +89,11 @@ impl Calibration {
         }
         sorted.sort_by(f32::total_cmp);
         let n = sorted.len();
-        let rank = ((n + 1) as f64 * (1.0 - overkill)).ceil() as usize;
-        let threshold = sorted[rank.clamp(1, n) - 1];
+        let threshold = sorted[rank(n, overkill) - 1];
         let dimmest = brightness.iter().copied().fold(f32::INFINITY, f32::min);
         let dim_below = if dimmest.is_finite() { DIMMEST * dimmest } else { 0.0 };
-        let quantiles: Vec<f32> = (0..=100).map(|q| quantile(&sorted, f64::from(q) / 100.0)).collect();
+        let quantiles: Vec<f32> =
+            (0..=100).filter_map(|q| quantile(&sorted, f64::from(q) / 100.0)).map(|x| x as f32).collect();
         let made = Self { kind, cells: n as u32, overkill, threshold, class_c: 0.0, region, dim_below, quantiles };
         Ok(made.moved_to(threshold))
     }
@@ -106,6 +106,13 @@ impl Calibration {
         let threshold = threshold.max(f32::MIN_POSITIVE);
         let unit = (threshold - self.quantiles[50]).max(threshold * 1e-3).max(f32::MIN_POSITIVE);
         Self { threshold, class_c: threshold + unit * std::f32::consts::LN_2, ..self.clone() }
+    }
+
+    /// How many of the held-out cells lie above the threshold that [`Calibration::new`] set: none where they are too few
+    /// for the share asked for. Where several cells share the threshold's distance it is fewer than that.
+    #[must_use]
+    pub fn above(&self) -> usize {
+        self.cells as usize - rank(self.cells as usize, self.overkill)
     }
 
     /// Whether the stored numbers make sense, as [`Calibration::new`] makes them.
@@ -175,15 +182,18 @@ impl Calibration {
     }
 }
 
-/// The quantile of sorted values, linear between them.
-///
-/// # Panics
-/// If there are none.
-pub(crate) fn quantile(sorted: &[f32], q: f64) -> f32 {
-    let at = q.clamp(0.0, 1.0) * (sorted.len() - 1) as f64;
-    let low = at as usize;
-    let high = (low + 1).min(sorted.len() - 1);
-    sorted[low] + (sorted[high] - sorted[low]) * (at - low as f64) as f32
+/// Which of `n` cells, from 1 and the smallest, sets the threshold.
+fn rank(n: usize, overkill: f64) -> usize {
+    (((n + 1) as f64 * (1.0 - overkill)).ceil() as usize).clamp(1, n.max(1)).min(n)
+}
+
+/// The `q` quantile (0 to 1) of rising values, linear between neighbours as numpy's default; `None` without values.
+#[must_use]
+pub fn quantile<T: Copy + Into<f64>>(sorted: &[T], q: f64) -> Option<f64> {
+    let last = sorted.len().checked_sub(1)?;
+    let at = q.clamp(0.0, 1.0) * last as f64;
+    let [low, high] = [at.floor(), at.ceil()].map(|at| sorted[at as usize].into());
+    Some(low + (high - low) * at.fract())
 }
 
 #[cfg(test)]
@@ -213,6 +223,19 @@ mod tests {
         assert_eq!(c.decide(c.score(c.threshold + 0.01)), Outcome::Pass(Class::B));
         assert_eq!(c.decide(c.score(1e6)), Outcome::Reject);
         assert_eq!(c.decide(c.score(f32::NAN)), Outcome::Invalid(Invalid::NotFinite));
+    }
+
+    #[test]
+    fn as_many_cells_lie_above_the_threshold_as_it_says() {
+        for (cells, overkill) in [(17, 0.01), (90, 0.25), (99, 0.01), (250, 0.01), (1000, 0.001), (10, 0.5), (40, 0.0)]
+        {
+            let good = scores((0..cells).map(|i| (i * 7919 % cells) as f32));
+            let c = Calibration::new(ScoreKind::Top, &good, 1.0, &[], overkill).unwrap();
+            let above = good.iter().filter(|s| s.top > c.threshold).count();
+            assert_eq!(c.above(), above, "{cells} cells, {overkill}");
+        }
+        let few = Calibration::new(ScoreKind::Top, &scores((0..17).map(|i| i as f32)), 1.0, &[], 0.01).unwrap();
+        assert_eq!(few.above(), 0, "1 % of 17 is no cell");
     }
 
     #[test]

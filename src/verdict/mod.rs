@@ -8,9 +8,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::heatmap::{Regions, Scores};
-use crate::preprocess::{Placement, Rejection};
-pub(crate) use calibration::quantile;
-pub use calibration::{CLASS_C, Calibration, CalibrationError, DECISION};
+use crate::preprocess::{Placement, Refusal};
+pub use calibration::{CLASS_C, Calibration, CalibrationError, DECISION, quantile};
 
 /// The production class of a cell (paper section 2.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -38,11 +37,15 @@ impl fmt::Display for Class {
 #[non_exhaustive]
 pub enum Invalid {
     /// The frame did not pass preprocessing's gates.
-    Frame(Rejection),
+    Frame(Refusal),
     /// The image could not be read; the text says why.
     Unreadable(String),
     /// A number on the way was not finite.
     NotFinite,
+    /// The backbone refused the image; the text says why.
+    Backbone(String),
+    /// Nothing looked at the cell: the work ended before its turn.
+    NotMeasured,
     /// The model carries no calibration, so that no score means anything yet.
     Uncalibrated,
 }
@@ -52,9 +55,11 @@ impl Invalid {
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Frame(rejection) => rejection.name(),
+            Self::Frame(refusal) => refusal.name(),
             Self::Unreadable(_) => "unreadable",
             Self::NotFinite => "not-finite",
+            Self::Backbone(_) => "backbone",
+            Self::NotMeasured => "not-measured",
             Self::Uncalibrated => "uncalibrated",
         }
     }
@@ -63,9 +68,10 @@ impl Invalid {
 impl fmt::Display for Invalid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Frame(rejection) => write!(f, "{rejection}"),
-            Self::Unreadable(why) => f.write_str(why),
+            Self::Frame(refusal) => write!(f, "{refusal}"),
+            Self::Unreadable(why) | Self::Backbone(why) => f.write_str(why),
             Self::NotFinite => f.write_str("a number on the way to the score was not finite"),
+            Self::NotMeasured => f.write_str("the cell was not measured"),
             Self::Uncalibrated => {
                 f.write_str("the model has no calibration: run `cellgate calibrate` on good cells first")
             }

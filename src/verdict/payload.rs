@@ -4,6 +4,7 @@ use std::fmt::{self, Write};
 
 use super::{Outcome, Verdict};
 use crate::backbone::Identity;
+use crate::hidden::is_hidden;
 
 /// No payload is longer than this, in bytes.
 pub const MAX_BYTES: usize = 1024;
@@ -146,10 +147,9 @@ fn tail(text: &str, limit: usize) -> &str {
     &text[start..]
 }
 
-/// Control characters, and those that turn the direction of writing: harmless in JSON, not on a screen.
+/// What JSON asks for, and what is harmless in JSON but not on a screen.
 fn needs_escape(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '"' | '\\' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    is_hidden(c) || matches!(c, '"' | '\\')
 }
 
 fn escaped_len(c: char) -> usize {
@@ -185,7 +185,7 @@ impl Write for Escaped<'_> {
 mod tests {
     use super::*;
     use crate::heatmap::{Analyser, Scores};
-    use crate::preprocess::{Placement, Rejection};
+    use crate::preprocess::{Placement, Refusal};
     use crate::verdict::{Class, Invalid, Latency};
 
     const KEYS: [&str; 16] = [
@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn an_invalid_cell_has_a_reason_and_no_numbers() {
-        let reason = Invalid::Frame(Rejection::Dim { mean: 0.01, limit: 0.03 });
+        let reason = Invalid::Frame(Refusal::Dim { mean: 0.01, limit: 0.03 });
         let (_, value) = json(&Verdict::invalid(reason), &about("dark.png"));
         assert_eq!((&value["outcome"], &value["reason"]), (&"INVALID".into(), &"dim".into()));
         assert!(value["detail"].as_str().unwrap().contains("0.0100"));

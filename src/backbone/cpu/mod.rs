@@ -63,7 +63,7 @@ impl CpuBackbone {
         isa: Isa,
         workers: Arc<Workers>,
     ) -> Result<Self, BackboneError> {
-        if !size.is_multiple_of(32) || !(64..=1024).contains(&size) {
+        if !crate::backbone::is_side(size) {
             return Err(BackboneError::Side(size));
         }
         assert!(isa.is_available(), "this CPU has no {isa}");

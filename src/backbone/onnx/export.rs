@@ -4,7 +4,7 @@ use prost::Message;
 
 use super::proto::*;
 use crate::backbone::weights::{Conv, Precision, ResNet18, WeightsError};
-use crate::backbone::{BackboneError, INPUT_MEAN, INPUT_STD, STAGE_CHANNELS, STAGE_STRIDES};
+use crate::backbone::{BackboneError, INPUT_MEAN, INPUT_STD, STAGE_CHANNELS, STAGE_STRIDES, is_side};
 
 /// The network as an ONNX model (IR version 8, opset 17) for images of side `size`.
 ///
@@ -19,7 +19,7 @@ use crate::backbone::{BackboneError, INPUT_MEAN, INPUT_STD, STAGE_CHANNELS, STAG
 /// # Errors
 /// The side is not a multiple of 32 from 64 to 1024, or a number does not fit FP16.
 pub fn export_onnx(network: &ResNet18, size: usize, precision: Precision) -> Result<Vec<u8>, WeightsError> {
-    if !(64..=1024).contains(&size) || !size.is_multiple_of(32) {
+    if !is_side(size) {
         return Err(BackboneError::Side(size).into());
     }
     let mut graph = Graph { precision, nodes: Vec::new(), initializers: Vec::new() };

@@ -7,14 +7,13 @@ use std::path::{Component, Path};
 use half::f16;
 use prost::Message;
 
+use super::measure::{Excess, NUMBERS, PARTS, measure};
 use super::proto::*;
 use crate::backbone::weights::fold::{Norm, Trained, check_variance, fold};
 use crate::backbone::weights::tensors::printable;
 use crate::backbone::weights::{ConvShape, ResNet18, WeightsError, architecture, check_finite};
 
 const FORMAT: &str = "ONNX";
-/// Nodes of a graph; a ResNet18's has 51, or 71 with its batch norms.
-const NODE_LIMIT: usize = 10_000;
 
 fn broken(reason: impl Into<String>) -> WeightsError {
     WeightsError::broken(FORMAT, reason)
@@ -31,11 +30,13 @@ fn not_resnet18(reason: impl Into<String>) -> WeightsError {
 /// # Errors
 /// The file is damaged, its weights are in another file that is not beside it, or its graph is another network's.
 pub(crate) fn import_onnx(bytes: &[u8], folder: Option<&Path>) -> Result<ResNet18, WeightsError> {
+    measure(bytes).map_err(|excess| match excess {
+        Excess::Parts => not_resnet18(format!("it has more than {PARTS} parts")),
+        Excess::Numbers => not_resnet18(format!("it has more than {NUMBERS} weights")),
+        Excess::Broken => broken("it is not protobuf: truncated?"),
+    })?;
     let model = ModelProto::decode(bytes).map_err(|error| broken(format!("it is not protobuf: {error}")))?;
     let graph = model.graph.ok_or_else(|| broken("it has no graph"))?;
-    if graph.node.len() > NODE_LIMIT {
-        return Err(not_resnet18(format!("it has {} nodes", graph.node.len())));
-    }
     Walk::new(&graph, folder)?.network()
 }
 

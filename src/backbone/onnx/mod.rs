@@ -2,6 +2,7 @@
 
 mod export;
 mod import;
+mod measure;
 mod proto;
 
 pub use export::export_onnx;

@@ -15,6 +15,14 @@ const FORMAT: &str = ".pth";
 pub(super) const PICKLE_LIMIT: u64 = 4 << 20;
 /// No tensor has more dimensions.
 const MAX_DIMENSIONS: usize = 8;
+/// Objects of a pickle; a ResNet18's has 4,000. Each takes up to 400 bytes, though an opcode of one byte may make it.
+const MAX_OBJECTS: usize = 1 << 18;
+/// Tensors of a state dict; a ResNet18's has 122.
+const MAX_TENSORS: usize = 10_000;
+/// Bytes of a storage's key, which is a small number. Every object that refers to it holds a copy.
+const MAX_KEY: usize = 64;
+/// Bytes of a tensor's name; the longest of a ResNet18 has 39.
+const MAX_NAME: usize = 256;
 
 /// The number of an object in the arena.
 type Id = u32;
@@ -109,6 +117,9 @@ pub(super) fn read_state_dict(pickle: &[u8]) -> Result<Vec<(String, TensorRef)>,
     let mut tensors = Vec::new();
     for &(name, value) in items {
         if let (Some(name), Object::Tensor(tensor)) = (machine.text(name), &machine.arena[value as usize]) {
+            if name.len() > MAX_NAME || tensors.len() == MAX_TENSORS {
+                return Err(broken("its state dict has more, or longer, names than any network's"));
+            }
             let name = name.strip_prefix("module.").unwrap_or(name);
             tensors.push((name.to_owned(), tensor.clone()));
         }
@@ -133,10 +144,14 @@ struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    /// Runs the program; every opcode takes at least a byte of input and leaves at most one object, so that memory is
-    /// bounded by the input's length.
+    /// Runs the program. An opcode leaves at most one object; these are counted, since an object can take far more
+    /// memory than the opcode that makes it, and hold copies of nothing but short keys. Texts and lists take as much as
+    /// the input that they come from.
     fn run(&mut self) -> Result<Id, WeightsError> {
         loop {
+            if self.arena.len() >= MAX_OBJECTS {
+                return Err(broken(format!("its pickle makes more than {MAX_OBJECTS} objects")));
+            }
             let at = self.at;
             let opcode = self.bytes(1)?[0];
             match opcode {
@@ -269,7 +284,6 @@ impl<'a> Machine<'a> {
     }
 
     fn push(&mut self, object: Object) {
-        // At most one object an input byte, and the input is far below 4 GiB.
         self.stack.push(self.arena.len() as Id);
         self.arena.push(object);
     }
@@ -379,7 +393,7 @@ impl<'a> Machine<'a> {
         let storage = match &self.arena[id as usize] {
             Object::Tuple(items) if items.len() >= 5 && self.text(items[0]) == Some("storage") => {
                 match (&self.arena[items[1] as usize], self.text(items[2]), self.size(items[4])) {
-                    (Object::StorageType(dtype), Some(key), Some(len)) => {
+                    (Object::StorageType(dtype), Some(key), Some(len)) if key.len() <= MAX_KEY => {
                         Some(Object::Storage { dtype: *dtype, key: key.to_owned(), len })
                     }
                     _ => None,

@@ -4,6 +4,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::{WeightsError, check_finite};
+use crate::hidden::shown;
 
 /// How the numbers of a tensor lie in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,9 +106,9 @@ fn list(names: &[&str]) -> String {
     shown.join(", ") + &if rest > 0 { format!(" and {rest} more") } else { String::new() }
 }
 
-/// A name from a file, cut to a length and without control characters, for an error's text.
+/// A name from a file, cut to a length and without hidden characters, for an error's text.
 pub(crate) fn printable(name: &str) -> String {
-    let mut text: String = name.chars().take(80).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    let mut text: String = name.chars().take(80).map(shown).collect();
     if text.len() < name.len() && name.chars().nth(80).is_some() {
         text.push('…');
     }

@@ -159,7 +159,7 @@ fn take_folder(out: &Path) -> anyhow::Result<()> {
         bail!("{} holds something else than an earlier demo: give another folder with --out", out.display());
     }
     std::fs::create_dir_all(out).with_context(|| format!("making the folder {}", out.display()))?;
-    page::save(&mark, b"Written by `cellgate demo`, and overwritten by the next one.\n")
+    shared::save(&mark, b"Written by `cellgate demo`, and overwritten by the next one.\n")
 }
 
 fn synthetic(args: &Args, out: &Path, interrupted: &AtomicBool) -> anyhow::Result<Case> {
@@ -167,7 +167,7 @@ fn synthetic(args: &Args, out: &Path, interrupted: &AtomicBool) -> anyhow::Resul
     let config = SynthConfig { selection: Selection::Only(Class::A), ..SynthConfig::default() };
     let generator = Generator::new(config, SEED)?;
     let folder = out.join("good");
-    data_set(&generator, args.cells, false, args.engine.threads(), &folder)?;
+    data_set(&generator, args.cells, false, args.engine.threads(), &folder, interrupted)?;
     check(interrupted)?;
     let good = crate::eval::dataset::Dataset::open(&folder)?;
     let bar = shared::bar(0, "drawing");
@@ -179,7 +179,7 @@ fn synthetic(args: &Args, out: &Path, interrupted: &AtomicBool) -> anyhow::Resul
     println!("   {} cells in {}", batch.len(), out.join("batch").display());
     let augment = AugmentConfig { copies: 1, ..AugmentConfig::default() };
     let settings = Settings { augment, ..args.settings()? };
-    let good = shared::good_cells(&good)?;
+    let good = shared::select_good(&good)?;
     Ok(Case { data: "synthetic cells".into(), settings, good, batch, title: "Demo: synthetic cells" })
 }
 
@@ -233,7 +233,7 @@ fn fit(
     let plan = Plan::new(case.good.clone(), settings);
     let total = plan.fit.len() as u64 * u64::from(settings.augment.images_per_cell());
     println!(
-        "2. Fitting: {} good cells as {total} images, {} more set the threshold; k = {}, {grid}×{grid} positions;\n   the threshold takes out {overkill} % of those.",
+        "2. Fitting: {} good cells as {total} images, {} more set the threshold, which shall take out\n   {overkill} % of good cells; k = {}, {grid}×{grid} positions.",
         plan.fit.len(),
         plan.held_out.len(),
         settings.k,
@@ -287,10 +287,9 @@ fn inspect(
     let (mut tally, mut table, mut cells, mut text) = (Tally::default(), Table::default(), Vec::new(), String::new());
     let started = Instant::now();
     let judge = |inspector: &mut crate::pipeline::Inspector, index: usize| {
-        let verdict = inspector.inspect_file(&items[index].path);
-        let show = verdict.placement.is_some() && verdict.outcome != Outcome::Pass(Class::A);
-        let drawn = if show { page::save_overlay(&overlays.join(&names[index]), inspector, &verdict) } else { Ok(()) };
-        (verdict, drawn)
+        page::judge(inspector, &items[index].path, |verdict| {
+            (verdict.outcome != Outcome::Pass(Class::A)).then(|| overlays.join(&names[index]))
+        })
     };
     let mut stdout = std::io::stdout().lock();
     batch.run(items.len(), interrupted, judge, |index, (verdict, drawn)| {

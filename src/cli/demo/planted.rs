@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use crate::cli::inspect::page::save;
+use crate::cli::shared::save;
 use crate::eval::sampling;
 use crate::frame::Frame;
 use crate::synth::{DefectKind, Generator, SynthCell};

@@ -177,6 +177,12 @@ impl Tally {
         self.times.push(verdict.latency.total_us());
     }
 
+    /// Cells counted.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.times.len()
+    }
+
     /// Cells that the line would take out.
     #[must_use]
     pub fn not_passed(&self) -> usize {

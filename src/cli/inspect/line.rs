@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 
+use crate::hidden::shown;
 use crate::verdict::payload::{area_mm2, frame_box};
 use crate::verdict::{Class, Invalid, Outcome, Verdict};
 
@@ -36,7 +37,7 @@ impl Lines {
 
     /// Appends the line of one cell, without its end.
     pub fn write(&self, id: &str, verdict: &Verdict, out: &mut String) {
-        let id: String = id.chars().map(|c| if hides(c) { '\u{fffd}' } else { c }).collect();
+        let id: String = id.chars().map(shown).collect();
         let _ = write!(out, "{id:<width$}  ", width = self.width);
         let (colour, end) = if self.colours { (colour(&verdict.outcome), "\x1b[0m") } else { ("", "") };
         let class = verdict.outcome.class().map_or_else(|| "-".to_string(), |class| class.to_string());
@@ -47,7 +48,7 @@ impl Lines {
         }
         let _ = write!(out, "{:>6.1} ms  ", f64::from(verdict.latency.total_us()) / 1e3);
         if let Outcome::Invalid(invalid) = &verdict.outcome {
-            out.extend(reason(invalid).chars().map(|c| if hides(c) { '\u{fffd}' } else { c }));
+            out.extend(reason(invalid).chars().map(shown));
             return;
         }
         let Some(strongest) = verdict.regions.as_slice().first() else {
@@ -82,11 +83,6 @@ pub fn reason(invalid: &Invalid) -> String {
     format!("{}: {rest}", invalid.name())
 }
 
-/// Characters that could write elsewhere on the screen, or backwards.
-fn hides(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
 fn colour(outcome: &Outcome) -> &'static str {
     match outcome {
         Outcome::Pass(Class::A) => "\x1b[32m",
@@ -99,12 +95,12 @@ fn colour(outcome: &Outcome) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::preprocess::Rejection;
+    use crate::preprocess::Refusal;
 
     #[test]
     fn a_line_names_the_reason_and_hides_no_other() {
         let lines = Lines::new(["a.png", "longer.png"].into_iter(), 64, None, false);
-        let dim = Verdict::invalid(Invalid::Frame(Rejection::Dim { mean: 0.01, limit: 0.03 }));
+        let dim = Verdict::invalid(Invalid::Frame(Refusal::Dim { mean: 0.01, limit: 0.03 }));
         let mut out = String::new();
         lines.write("a\x1b[2K", &dim, &mut out);
         assert!(

@@ -14,8 +14,8 @@ use anyhow::{Context, bail};
 use clap::builder::TypedValueParser as _;
 
 use super::shared::{self, Engine};
-use crate::eval::dataset::Item;
 use crate::model::Model;
+use crate::pipeline::Inspector;
 use crate::verdict::payload::{self, About};
 use batch::{Batch, Tally};
 use line::Lines;
@@ -31,7 +31,8 @@ const REJECTED: u8 = 3;
 ///
 /// The exit status is 0 once every cell has its verdict, whatever it is; 1 if the work could not be done (an unreadable
 /// model, an empty folder, an output that cannot be written, Ctrl-C); with --fail-on-reject 3 if any cell was REJECT or
-/// INVALID.
+/// INVALID. Where whoever reads the verdicts stops early, as `head` does, it ends with 0; with --fail-on-reject with 1,
+/// since cells were left unjudged.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   cellgate inspect line1.cgm cell.png
@@ -112,16 +113,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (mut text, mut tally, mut cells) = (String::with_capacity(2048), Tally::default(), Vec::new());
     let mut out = std::io::stdout().lock();
     let started = Instant::now();
-    let judge = |inspector: &mut crate::pipeline::Inspector, index: usize| {
-        let item: &Item = &items[index];
-        let verdict = inspector.inspect_file(&item.path);
-        let drawn = match &args.overlay {
-            Some(folder) if verdict.placement.is_some() => {
-                page::save_overlay(&folder.join(&names[index]), inspector, &verdict)
-            }
-            _ => Ok(()),
-        };
-        (verdict, drawn)
+    let judge = |inspector: &mut Inspector, index: usize| {
+        let picture = args.overlay.as_ref().map(|folder| folder.join(&names[index]));
+        page::judge(inspector, &items[index].path, |_| picture)
     };
     let done = batch.run(items.len(), &interrupted, judge, |index, (verdict, drawn)| {
         drawn?;
@@ -147,8 +141,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     });
     bar.finish_and_clear();
     let done = match done {
-        // Whoever read the verdicts has seen enough, as `head` does.
-        Err(error) if is_broken_pipe(&error) => return Ok(ExitCode::SUCCESS),
+        Err(error) if is_broken_pipe(&error) => {
+            if args.fail_on_reject {
+                let told = tally.count().saturating_sub(1);
+                bail!("whoever reads the verdicts stopped after {told} of {}; the rest were not judged", items.len());
+            }
+            // They have seen enough, as `head` does.
+            return Ok(ExitCode::SUCCESS);
+        }
         other => other?,
     };
     eprintln!("{}", tally.summary(started.elapsed().as_secs_f64()));

@@ -1,23 +1,21 @@
 //! Pictures of judged cells, and the page that shows them.
 
 use std::io::Cursor;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use image::{ImageFormat, RgbImage};
 
 use super::batch::Batch;
-use crate::cli::shared::{now, rfc3339};
+use crate::cli::shared::{now, rfc3339, save};
 use crate::eval::dataset::{Item, Label};
 use crate::eval::report::{self, InspectReport, InspectedCell, Picture, Pictures, Region, Threshold};
 use crate::eval::result::Setting;
 use crate::heatmap::overlay;
 use crate::model::Model;
 use crate::pipeline::Inspector;
-use crate::preprocess::Mode;
 use crate::verdict::payload::frame_box;
 use crate::verdict::{CLASS_C, Class, DECISION, Outcome, Verdict};
-use crate::whole_file;
 
 /// The distance below which a heatmap with this maximum is left clear: midway, in magnitude, between the level that good
 /// cells hardly reach and the maximum. A strong defect lifts half the cell above the lower of the two.
@@ -40,22 +38,24 @@ fn heated(inspector: &Inspector, verdict: &Verdict) -> RgbImage {
     overlay::draw(inspector.image(), side, &map, grid, range, verdict.regions.as_slice())
 }
 
+/// Judges the cell in an image file, and draws it where `picture` names a file for that; only a cell that was judged has
+/// a picture. The second value tells if the file could not be written.
+pub fn judge(
+    inspector: &mut Inspector,
+    image: &Path,
+    picture: impl FnOnce(&Verdict) -> Option<PathBuf>,
+) -> (Verdict, anyhow::Result<()>) {
+    let verdict = inspector.inspect_file(image);
+    let picture = if verdict.placement.is_some() { picture(&verdict) } else { None };
+    let drawn = picture.map_or(Ok(()), |path| save_overlay(&path, inspector, &verdict));
+    (verdict, drawn)
+}
+
 /// Writes the overlay of the cell that the inspector judged last, whole or not at all.
-///
-/// # Errors
-/// If the file cannot be written.
-pub fn save_overlay(path: &Path, inspector: &Inspector, verdict: &Verdict) -> anyhow::Result<()> {
+fn save_overlay(path: &Path, inspector: &Inspector, verdict: &Verdict) -> anyhow::Result<()> {
     let mut png = Vec::new();
     heated(inspector, verdict).write_to(&mut Cursor::new(&mut png), ImageFormat::Png).context("encoding a picture")?;
     save(path, &png)
-}
-
-/// Writes a file whole or not at all.
-///
-/// # Errors
-/// What the system refused.
-pub fn save(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    whole_file::write(path, &[bytes]).with_context(|| format!("writing {}", path.display()))
 }
 
 fn jpeg(picture: &RgbImage) -> anyhow::Result<Picture> {
@@ -133,26 +133,25 @@ pub fn write(
 fn about(model: &Model) -> Vec<Setting> {
     let header = model.header();
     let (s, p) = (&header.settings, &header.provenance);
-    let border = match s.preprocess.mode {
-        Mode::Border => "border found and straightened",
-        Mode::None => "whole frame",
-    };
     let mut about = vec![
         Setting::new("model", model.id()),
         Setting::new("made", format!("{} by cellgate {}", rfc3339(p.created), p.software)),
         Setting::new("fitted on", format!("{}: {} good cells, {} images", p.data, p.cells, p.images)),
         Setting::new("backbone", format!("{} ({:.16}…)", p.backbone, header.backbone)),
-        Setting::new("image", format!("{0}×{0}, {border}", s.size)),
+        Setting::new("image", format!("{0}×{0}, {1}", s.size, s.preprocess.mode)),
         Setting::new("embedding", format!("{}, k = {}, stages {}, seed {}", s.mixing, s.k, s.stages, s.seed)),
         Setting::new("Gaussian", format!("{0}×{0} positions, {1}", s.grid, s.shrinkage)),
     ];
     if let Some(c) = &header.calibration {
-        let share = c.overkill * 100.0;
         about.push(Setting::new(
             "calibration",
             format!(
-                "{} distance: class A up to {:.2} (all but {share:.1} % of {} held-out good cells), C from {:.2}",
-                c.kind, c.threshold, c.cells, c.class_c
+                "{} distance: class A up to {:.2} (all but {} of {} held-out good cells), C from {:.2}",
+                c.kind,
+                c.threshold,
+                c.above(),
+                c.cells,
+                c.class_c
             ),
         ));
         about.push(Setting::new("regions", format!("distance above {:.2}", c.region)));

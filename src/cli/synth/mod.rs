@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressStyle};
 
+use super::shared;
 use crate::synth::{DefectKind, Generator, Selection, SynthConfig};
 use crate::verdict::Class;
 pub(super) use write::data_set;
@@ -147,17 +147,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     match (&args.preview, &args.out) {
         (Some(file), _) => sheet::preview(&generator, args.count.unwrap_or(12), file),
         (None, Some(dir)) => {
-            let threads = args
-                .threads
-                .map_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get), usize::from);
-            write::data_set(&generator, args.count.unwrap_or(100), !args.no_masks, threads, dir)
+            let threads = shared::threads(args.threads);
+            let interrupted = shared::interrupt()?;
+            write::data_set(&generator, args.count.unwrap_or(100), !args.no_masks, threads, dir, &interrupted)
         }
         (None, None) => anyhow::bail!("where to? give -o DIR or --preview FILE.png"),
     }
-}
-
-/// A progress bar on stderr, hidden where that is no terminal.
-fn bar(count: u64) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:32} {pos}/{len} cells  {per_sec}  {eta} left");
-    ProgressBar::new(count).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context;
 use image::RgbImage;
 
-use super::write::save;
+use crate::cli::shared::save;
 use crate::synth::{DefectKind, Generator, SynthCell};
 
 /// Pixels on each side of a cell's picture, and the most cells on a sheet.

@@ -11,9 +11,9 @@ use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder};
 use serde::{Deserialize, Serialize};
 
+use crate::cli::shared::{self, save};
 use crate::synth::{self, DefectKind, Generator, SynthCell, SynthConfig};
 use crate::verdict::Class;
-use crate::whole_file;
 
 /// What `synth.json` says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,33 +26,30 @@ struct Settings {
     config: SynthConfig,
 }
 
-/// Set by Ctrl-C: every thread stops after its cell.
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-/// Writes cells 0 to `count` − 1 and their labels into `dir`, or those of them that are missing there.
+/// Writes cells 0 to `count` − 1 and their labels into `dir`, or those of them that are missing there. Every thread stops
+/// after its cell once `interrupted` is set.
 pub(in crate::cli) fn data_set(
     generator: &Generator,
     count: u64,
     masks: bool,
     threads: usize,
     dir: &Path,
+    interrupted: &AtomicBool,
 ) -> anyhow::Result<()> {
     let settings =
         Settings { drawing: synth::DRAWING, seed: generator.seed(), count, masks, config: generator.config().clone() };
     let folder = if masks { dir.join("masks") } else { dir.to_owned() };
     fs::create_dir_all(folder).with_context(|| format!("making the folder {}", dir.display()))?;
     agree(&settings, dir)?;
-    // A second handler in one process is refused, and the first then serves.
-    let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
 
-    let bar = super::bar(count);
+    let bar = shared::bar(count, "drawing");
     let (next, failed) = (AtomicU64::new(0), Mutex::new(None));
     let (made, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let mut labels: Vec<(u64, String)> = Vec::new();
     std::thread::scope(|scope| {
         let work = || {
             let (mut cell, mut png, mut labels) = (SynthCell::default(), Vec::new(), Vec::new());
-            while !stop.load(Ordering::Relaxed) && !INTERRUPTED.load(Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) && !interrupted.load(Ordering::Relaxed) {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 if index >= count {
                     break;
@@ -200,15 +197,12 @@ fn is_whole(path: &Path, size: u32, depth: u8) -> bool {
     bytes.starts_with(&head) && bytes.ends_with(b"\0\0\0\0IEND\xae\x42\x60\x82")
 }
 
-/// Writes a file whole or not at all.
-pub(super) fn save(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    whole_file::write(path, &[bytes]).with_context(|| format!("writing {}", path.display()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::synth::Selection;
+
+    static GO: AtomicBool = AtomicBool::new(false);
 
     fn generator(seed: u64) -> Generator {
         let config = SynthConfig { size: 64, selection: Selection::Balanced, ..SynthConfig::default() };
@@ -228,14 +222,14 @@ mod tests {
     #[test]
     fn a_data_set_goes_on_where_it_stopped_and_ends_the_same() {
         let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        data_set(&generator(1), 12, true, 2, whole.path()).unwrap();
-        data_set(&generator(1), 5, true, 1, parts.path()).unwrap();
+        data_set(&generator(1), 12, true, 2, whole.path(), &GO).unwrap();
+        data_set(&generator(1), 5, true, 1, parts.path(), &GO).unwrap();
         // As after a power cut: one file short, one gone.
         let short = parts.path().join("B000001.png");
         let bytes = fs::read(&short).unwrap();
         fs::write(&short, &bytes[..bytes.len() - 20]).unwrap();
         fs::remove_file(parts.path().join("masks/C000002.png")).unwrap();
-        data_set(&generator(1), 12, true, 3, parts.path()).unwrap();
+        data_set(&generator(1), 12, true, 3, parts.path(), &GO).unwrap();
         let (whole, parts) = (tree(whole.path()), tree(parts.path()));
         assert_eq!(whole.len(), 12 + 8 + 2, "images, masks of B and C, labels and settings");
         assert_eq!(whole, parts);
@@ -247,7 +241,7 @@ mod tests {
         let config =
             SynthConfig { size: 96, white: 65535, selection: Selection::Only(Class::C), ..SynthConfig::default() };
         let generator = Generator::new(config, 4).unwrap();
-        data_set(&generator, 2, true, 1, dir.path()).unwrap();
+        data_set(&generator, 2, true, 1, dir.path(), &GO).unwrap();
         let cell = generator.cell(1);
         let image = image::open(dir.path().join("C000001.png")).unwrap();
         assert_eq!(image.as_luma16().unwrap().as_raw(), cell.frame.pixels());
@@ -263,24 +257,32 @@ mod tests {
     #[test]
     fn a_folder_of_other_settings_is_refused_by_the_setting() {
         let dir = tempfile::tempdir().unwrap();
-        data_set(&generator(1), 3, true, 1, dir.path()).unwrap();
+        data_set(&generator(1), 3, true, 1, dir.path(), &GO).unwrap();
         let before = tree(dir.path());
-        let seed = data_set(&generator(2), 3, true, 1, dir.path()).unwrap_err().to_string();
+        let seed = data_set(&generator(2), 3, true, 1, dir.path(), &GO).unwrap_err().to_string();
         assert!(seed.contains("seed = 1, not 2"), "{seed}");
-        let masks = data_set(&generator(1), 3, false, 1, dir.path()).unwrap_err().to_string();
+        let masks = data_set(&generator(1), 3, false, 1, dir.path(), &GO).unwrap_err().to_string();
         assert!(masks.contains("masks = true, not false"), "{masks}");
-        let fewer = data_set(&generator(1), 2, true, 1, dir.path()).unwrap_err().to_string();
+        let fewer = data_set(&generator(1), 2, true, 1, dir.path(), &GO).unwrap_err().to_string();
         assert!(fewer.contains("begun with 3 cells"), "{fewer}");
         assert_eq!(tree(dir.path()), before);
         fs::write(dir.path().join("synth.json"), "{}").unwrap();
-        let other = format!("{:#}", data_set(&generator(1), 3, true, 1, dir.path()).unwrap_err());
+        let other = format!("{:#}", data_set(&generator(1), 3, true, 1, dir.path(), &GO).unwrap_err());
         assert!(other.contains("isn't a description of synthetic cells"), "{other}");
+    }
+
+    #[test]
+    fn an_interruption_is_heeded_and_labels_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = data_set(&generator(1), 50, true, 2, dir.path(), &AtomicBool::new(true)).unwrap_err().to_string();
+        assert!(error.contains("interrupted after 0 of 50 cells") && error.contains("again"), "{error}");
+        assert!(!dir.path().join("labels.csv").exists());
     }
 
     #[test]
     fn without_masks_none_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        data_set(&generator(1), 3, false, 1, dir.path()).unwrap();
+        data_set(&generator(1), 3, false, 1, dir.path(), &GO).unwrap();
         assert!(!dir.path().join("masks").exists());
         let labels = fs::read_to_string(dir.path().join("labels.csv")).unwrap();
         assert!(labels.lines().skip(1).all(|line| line.ends_with(',')), "{labels}");
@@ -291,7 +293,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
-        let error = format!("{:#}", data_set(&generator(1), 1, true, 1, &file).unwrap_err());
+        let error = format!("{:#}", data_set(&generator(1), 1, true, 1, &file, &GO).unwrap_err());
         assert!(error.contains("making the folder") && error.contains("file"), "{error}");
     }
 }

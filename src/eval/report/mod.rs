@@ -17,6 +17,7 @@ pub use inspection::{InspectReport, InspectedCell, Outcome, Region};
 pub use svg::{Curve, Series, Threshold, svg_curve, svg_histogram, svg_roc};
 
 use super::result::Setting;
+use crate::hidden::shown;
 use crate::whole_file;
 
 /// An encoded picture, PNG or JPEG.
@@ -61,9 +62,7 @@ pub fn escape(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
-            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => out.push('\u{fffd}'),
-            c if c.is_control() => out.push('\u{fffd}'),
-            c => out.push(c),
+            c => out.push(shown(c)),
         }
     }
     out
