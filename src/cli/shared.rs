@@ -8,17 +8,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::backbone::ResNet18;
-use crate::backbone::cpu::CpuBackbone;
+use crate::backbone::cpu::{CpuBackbone, Options};
 use crate::backbone::weights::Loaded;
+use crate::backbone::{ResNet18, depth};
 use crate::embedding::Stages;
 use crate::eval::dataset::Dataset;
 use crate::eval::elpv;
 use crate::gaussian::{Precision, Shrinkage};
 use crate::heatmap::ScoreKind;
 use crate::model::Settings;
-use crate::pipeline::Extractor;
 use crate::pipeline::fitting::{Cell, Fitter};
+use crate::pipeline::{Extractor, PipelineError};
 use crate::preprocess::{AugmentConfig, PreprocessConfig, Threshold};
 use crate::simd::Isa;
 use crate::whole_file;
@@ -56,24 +56,30 @@ impl Engine {
 
     /// One extractor a thread.
     pub fn fitter(&self, network: &ResNet18, settings: &Settings) -> anyhow::Result<Fitter> {
-        let size = settings.size as usize;
-        let backbones = backbones(network, size, self.threads(), &Arc::new(Workers::new(1)))?;
+        let (size, stages) = (settings.size as usize, settings.stages);
+        let backbones = backbones(network, size, stages, self.threads(), &Arc::new(Workers::new(1)))?;
         let extractors = backbones
             .into_iter()
-            .map(|backbone| Extractor::new(settings.preprocess.clone(), Box::new(backbone)))
-            .collect::<Result<Vec<_>, _>>()?;
+            .map(|backbone| {
+                let mut extractor = Extractor::new(settings.preprocess.clone(), Box::new(backbone))?;
+                extractor.want(stages);
+                Ok(extractor)
+            })
+            .collect::<Result<Vec<_>, PipelineError>>()?;
         Ok(Fitter::new(extractors))
     }
 }
 
-/// `count` engines on one copy of the packed weights, each on `workers`.
+/// `count` engines for `stages` on one copy of the packed weights, each on `workers`.
 pub fn backbones(
     network: &ResNet18,
     size: usize,
+    stages: Stages,
     count: usize,
     workers: &Arc<Workers>,
 ) -> anyhow::Result<Vec<CpuBackbone>> {
-    let first = CpuBackbone::new(network, size, Isa::detect(), Arc::clone(workers))?;
+    let options = Options { depth: depth(stages.0).max(1), ..Options::default() };
+    let first = CpuBackbone::with_options(network, size, options, Isa::detect(), Arc::clone(workers))?;
     let mut all: Vec<CpuBackbone> = (1..count).map(|_| first.another()).collect();
     all.push(first);
     Ok(all)

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::embedding::{Embedder, Projection};
+use crate::embedding::{Embedder, Projection, Stages};
 use crate::frame::Frame;
 use crate::gaussian::Statistics;
 use crate::gaussian::distance::mahalanobis;
@@ -31,8 +31,9 @@ pub struct Scorer {
 impl Scorer {
     /// For one projection and the settings that it was made with.
     #[must_use]
-    pub fn new(settings: &Settings, projection: &Projection, extractor: Extractor, workers: Arc<Workers>) -> Self {
+    pub fn new(settings: &Settings, projection: &Projection, mut extractor: Extractor, workers: Arc<Workers>) -> Self {
         let grid = settings.grid as usize;
+        extractor.want(Stages(std::array::from_fn(|stage| projection.uses(stage))));
         Self {
             embedder: Embedder::new(projection, extractor.size(), grid, Isa::detect()),
             extractor,

@@ -29,6 +29,22 @@ use network::Network;
 
 pub use network::Method;
 
+/// What an engine is built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// How convolutions are computed.
+    pub method: Method,
+    /// Stages to pack weights for, 1 to 4: a pyramid can hold none beyond them. Stage 4 has three quarters of all
+    /// weights.
+    pub depth: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { method: Method::Winograd, depth: 4 }
+    }
+}
+
 /// A ResNet18 packed for one image side, one instruction set and a set of threads.
 pub struct CpuBackbone {
     size: usize,
@@ -46,20 +62,20 @@ impl CpuBackbone {
     /// # Panics
     /// If this CPU does not have `isa`.
     pub fn new(net: &ResNet18, size: usize, isa: Isa, workers: Arc<Workers>) -> Result<Self, BackboneError> {
-        Self::with_method(net, size, Method::Winograd, isa, workers)
+        Self::with_options(net, size, Options::default(), isa, workers)
     }
 
-    /// [`CpuBackbone::new`] with a choice of how convolutions are computed.
+    /// [`CpuBackbone::new`] with a choice of how convolutions are computed, and how many stages.
     ///
     /// # Errors
     /// As [`CpuBackbone::new`].
     ///
     /// # Panics
-    /// As [`CpuBackbone::new`].
-    pub fn with_method(
+    /// As [`CpuBackbone::new`], and if the depth is not 1 to 4.
+    pub fn with_options(
         net: &ResNet18,
         size: usize,
-        method: Method,
+        options: Options,
         isa: Isa,
         workers: Arc<Workers>,
     ) -> Result<Self, BackboneError> {
@@ -67,8 +83,15 @@ impl CpuBackbone {
             return Err(BackboneError::Side(size));
         }
         assert!(isa.is_available(), "this CPU has no {isa}");
-        let network = Network::new(net, size, method, isa, workers.count());
+        assert!((1..=4).contains(&options.depth), "a ResNet18 has 4 stages, not {}", options.depth);
+        let network = Network::new(net, size, options, isa, workers.count());
         Ok(Self { size, identity: net.identity(), workers, network })
+    }
+
+    /// How many stages it can compute.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.network.depth()
     }
 
     /// Another engine on the same packed weights, with an arena of its own: for a second cell at the same time.
@@ -95,6 +118,10 @@ impl CpuBackbone {
         }
         if pyramid.size() != size {
             return Err(BackboneError::PyramidSize { size });
+        }
+        let (wanted, built) = (pyramid.depth(), self.network.depth());
+        if wanted > built {
+            return Err(BackboneError::Stage { wanted, built });
         }
         self.network.run(image, pyramid, &self.workers, observe);
         Ok(())

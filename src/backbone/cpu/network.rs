@@ -8,6 +8,7 @@ use crate::backbone::{Pyramid, ResNet18, STAGE_CHANNELS, STAGE_STRIDES};
 use crate::simd::{Isa, Simd};
 use crate::workers::Workers;
 
+use super::Options;
 use super::direct::{Direct, MaxPool};
 use super::memory::{Aligned, LINE, Layout, Memory, Tensor};
 use super::winograd::{Share, Tile, Winograd};
@@ -91,12 +92,15 @@ pub(super) struct Network {
     arena: Aligned,
     /// Where the threads' scratch begins, and how much each has.
     scratch: (usize, usize),
+    /// How many stages there are.
+    depth: usize,
 }
 
 /// Buffers are shared as far as a residual block allows: each stage has `kept`, the map that the shortcut passes by
 /// and to which the second convolution adds, and `inner`, between the two convolutions.
 impl Network {
-    pub(super) fn new(net: &ResNet18, size: usize, method: Method, isa: Isa, threads: usize) -> Self {
+    pub(super) fn new(net: &ResNet18, size: usize, options: Options, isa: Isa, threads: usize) -> Self {
+        let Options { method, depth } = options;
         let mut layout = Layout::default();
         let mut steps = Vec::new();
         let mut convs = net.convs().iter();
@@ -110,7 +114,7 @@ impl Network {
         let mut before = Tensor::new(&mut layout, size / 4, STAGE_CHANNELS[0], 1);
         steps.push(convolution(input, stem, false, true));
         steps.push(Step::MaxPool { input: stem, output: before });
-        for stage in 0..4 {
+        for stage in 0..depth {
             let (side, channels) = (size / STAGE_STRIDES[stage], STAGE_CHANNELS[stage]);
             let inner = Tensor::new(&mut layout, side, channels, 1);
             let kept = if stage == 0 { before } else { Tensor::new(&mut layout, side, channels, 1) };
@@ -129,16 +133,22 @@ impl Network {
         }
         let scratch = steps.iter().map(Step::scratch).max().unwrap_or(0).next_multiple_of(LINE);
         let scratch = (layout.reserve(scratch * threads), scratch);
-        Self { isa, input, steps: steps.into(), arena: layout.allocate(), scratch }
+        Self { isa, input, steps: steps.into(), arena: layout.allocate(), scratch, depth }
     }
 
     /// The same network over an arena of its own; the packed weights are shared.
     pub(super) fn another(&self) -> Self {
-        let Self { isa, input, scratch, .. } = *self;
-        Self { isa, input, steps: Arc::clone(&self.steps), arena: Aligned::zeros(self.arena.as_slice().len()), scratch }
+        let Self { isa, input, scratch, depth, .. } = *self;
+        let arena = Aligned::zeros(self.arena.as_slice().len());
+        Self { isa, input, steps: Arc::clone(&self.steps), arena, scratch, depth }
     }
 
-    /// Runs all steps; `observe` hears of each when it is done, with its name and its multiply-adds (0 for a step that
+    /// How many stages it can compute.
+    pub(super) fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Runs all steps up to the last stage that `pyramid` holds; `observe` hears of each when it is done, with its name and its multiply-adds (0 for a step that
     /// has none).
     pub(super) fn run(
         &mut self,
@@ -153,6 +163,7 @@ impl Network {
             unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), memory.at(self.input.pixel(y, 0)), row.len()) };
         }
         let isa = self.isa;
+        let (wanted, depth) = (pyramid.stages(), pyramid.depth());
         for step in self.steps.iter() {
             let next = AtomicUsize::new(0);
             match step {
@@ -178,9 +189,14 @@ impl Network {
                     observe("maxpool", 0);
                 }
                 Step::Output { stage, map } => {
-                    let out = Memory::new(pyramid.map_mut(*stage));
-                    workers.run(&|_| copy_out(memory, map, out, &next));
-                    observe("output", 0);
+                    if wanted[*stage] {
+                        let out = Memory::new(pyramid.map_mut(*stage));
+                        workers.run(&|_| copy_out(memory, map, out, &next));
+                        observe("output", 0);
+                    }
+                    if stage + 1 >= depth {
+                        return;
+                    }
                 }
             }
         }

@@ -7,6 +7,7 @@ use std::sync::{Arc, mpsc};
 
 use crate::backbone::ResNet18;
 use crate::cli::shared::backbones;
+use crate::embedding::Stages;
 use crate::eval::dataset::{Dataset, Item};
 use crate::model::Model;
 use crate::pipeline::Inspector;
@@ -34,7 +35,9 @@ impl Batch {
         let (inspectors, each) = if cells == 1 { (1, threads) } else { (threads.clamp(1, cells.max(1)), 1) };
         let alone = Arc::new(Workers::new(each));
         let size = model.header().settings.size as usize;
-        let inspectors = backbones(network, size, inspectors, &alone)?
+        let projection = model.projection();
+        let stages = Stages(std::array::from_fn(|stage| projection.uses(stage)));
+        let inspectors = backbones(network, size, stages, inspectors, &alone)?
             .into_iter()
             .map(|backbone| Ok(Inspector::new(Arc::clone(model), Box::new(backbone), Arc::clone(&alone))?))
             .collect::<anyhow::Result<_>>()?;
