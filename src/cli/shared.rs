@@ -57,9 +57,10 @@ impl Engine {
     /// One extractor a thread.
     pub fn fitter(&self, network: &ResNet18, settings: &Settings) -> anyhow::Result<Fitter> {
         let (size, stages) = (settings.size as usize, settings.stages);
-        let backbones = backbones(network, size, stages, self.threads(), &Arc::new(Workers::new(1)))?;
-        let extractors = backbones
-            .into_iter()
+        let first = engine(network, size, stages, &Arc::new(Workers::new(1)))?;
+        let others: Vec<CpuBackbone> = (1..self.threads()).map(|_| first.another()).collect();
+        let extractors = std::iter::once(first)
+            .chain(others)
             .map(|backbone| {
                 let mut extractor = Extractor::new(settings.preprocess.clone(), Box::new(backbone))?;
                 extractor.want(stages);
@@ -70,19 +71,10 @@ impl Engine {
     }
 }
 
-/// `count` engines for `stages` on one copy of the packed weights, each on `workers`.
-pub fn backbones(
-    network: &ResNet18,
-    size: usize,
-    stages: Stages,
-    count: usize,
-    workers: &Arc<Workers>,
-) -> anyhow::Result<Vec<CpuBackbone>> {
+/// An engine that computes `stages`, on `workers`.
+pub fn engine(network: &ResNet18, size: usize, stages: Stages, workers: &Arc<Workers>) -> anyhow::Result<CpuBackbone> {
     let options = Options { depth: depth(stages.0).max(1), ..Options::default() };
-    let first = CpuBackbone::with_options(network, size, options, Isa::detect(), Arc::clone(workers))?;
-    let mut all: Vec<CpuBackbone> = (1..count).map(|_| first.another()).collect();
-    all.push(first);
-    Ok(all)
+    Ok(CpuBackbone::with_options(network, size, options, Isa::detect(), Arc::clone(workers))?)
 }
 
 /// Everything that decides what a fit computes.

@@ -93,7 +93,7 @@ impl Scorer {
         let pyramid = self.extractor.features(Augmentation::default()).map_err(|_| Invalid::NotFinite)?;
         self.latency.backbone_us = lap(&mut clock);
         self.embedder.project(pyramid);
-        self.latency.distance_us = lap(&mut clock);
+        self.latency.projection_us = lap(&mut clock);
         Ok(())
     }
 
@@ -105,7 +105,7 @@ impl Scorer {
     pub fn measure(&mut self, statistics: &Statistics<'_>) -> Result<Scores, Invalid> {
         let mut clock = Instant::now();
         mahalanobis(statistics, &self.embedder, &self.workers, &mut self.heatmap);
-        self.latency.distance_us += lap(&mut clock);
+        self.latency.distance_us = lap(&mut clock);
         self.analyser.smooth(&mut self.heatmap);
         let scores = self.analyser.scores(&self.heatmap).ok_or(Invalid::NotFinite);
         self.latency.heatmap_us = lap(&mut clock);

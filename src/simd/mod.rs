@@ -6,6 +6,7 @@
 
 #[cfg(target_arch = "aarch64")]
 mod neon;
+pub mod roofs;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;

@@ -37,6 +37,11 @@ impl Direct {
         Self { weights, kernel, stride }
     }
 
+    /// Bytes of packed weights.
+    pub(super) fn weight_bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
     /// Items of work for `ends`: blocks of pixels × panels.
     fn items(&self, ends: &Ends) -> usize {
         ends.output.pixels().div_ceil(BLOCK) * self.weights.panels()

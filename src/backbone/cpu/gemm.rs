@@ -51,6 +51,11 @@ impl PackedMatrix {
         self.columns.next_multiple_of(self.panel)
     }
 
+    /// Bytes of all panels.
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(self.values.as_slice())
+    }
+
     /// Columns of a panel.
     pub(super) fn panel(&self) -> usize {
         self.panel

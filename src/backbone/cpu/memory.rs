@@ -151,6 +151,11 @@ impl Tensor {
         self.side * self.side
     }
 
+    /// Bytes of all pixels, without the border.
+    pub(super) fn bytes(&self) -> u64 {
+        (self.pixels() * self.channels * size_of::<f32>()) as u64
+    }
+
     /// Floats from a pixel to the one below.
     #[inline(always)]
     pub(super) fn row_stride(&self) -> usize {

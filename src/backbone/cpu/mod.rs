@@ -27,7 +27,7 @@ use crate::workers::Workers;
 use super::{Backbone, BackboneError, Identity, Pyramid, ResNet18};
 use network::Network;
 
-pub use network::Method;
+pub use network::{Method, StepInfo};
 
 /// What an engine is built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,15 +94,24 @@ impl CpuBackbone {
         self.network.depth()
     }
 
-    /// Another engine on the same packed weights, with an arena of its own: for a second cell at the same time.
+    /// Another engine on the same packed weights, with an arena of its own: for a second cell at the same time. Where it
+    /// has several threads, it takes turns with this one: see [`CpuBackbone::another_on`].
     #[must_use]
     pub fn another(&self) -> Self {
-        let Self { size, identity, .. } = *self;
-        Self { size, identity, workers: Arc::clone(&self.workers), network: self.network.another() }
+        self.another_on(Arc::clone(&self.workers))
     }
 
-    /// [`Backbone::run`] that calls `observe` after each step with the step's name and its multiply-adds (0 where
-    /// there are none to speak of): for profiles.
+    /// [`CpuBackbone::another`] with threads of its own.
+    ///
+    /// # Panics
+    /// If there are not as many of them as this engine has.
+    #[must_use]
+    pub fn another_on(&self, workers: Arc<Workers>) -> Self {
+        assert_eq!(workers.count(), self.workers.count(), "engines on the same packed weights have as many threads");
+        Self { size: self.size, identity: self.identity, workers, network: self.network.another() }
+    }
+
+    /// [`Backbone::run`] that calls `observe` after each step: for profiles, and at no cost where `observe` does nothing.
     ///
     /// # Errors
     /// As [`Backbone::run`].
@@ -110,7 +119,7 @@ impl CpuBackbone {
         &mut self,
         image: &[f32],
         pyramid: &mut Pyramid,
-        observe: impl FnMut(&str, u64),
+        observe: impl FnMut(&StepInfo),
     ) -> Result<(), BackboneError> {
         let size = self.size;
         if image.len() != size * size {
@@ -138,7 +147,7 @@ impl Backbone for CpuBackbone {
     }
 
     fn run(&mut self, image: &[f32], pyramid: &mut Pyramid) -> Result<(), BackboneError> {
-        self.run_observed(image, pyramid, |_, _| ())
+        self.run_observed(image, pyramid, |_| ())
     }
 }
 

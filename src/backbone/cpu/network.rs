@@ -61,15 +61,36 @@ enum Algorithm {
 
 #[derive(Debug)]
 struct Layer {
-    name: String,
     algorithm: Algorithm,
     bias: Vec<f32>,
     ends: Ends,
-    multiply_adds: u64,
+}
+
+/// What a step does, for profiles.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepInfo {
+    /// The convolution's name in torchvision's ResNet18, `maxpool`, or `output` for a map that is copied out.
+    pub name: String,
+    /// How it is computed.
+    pub algorithm: &'static str,
+    /// Multiply-adds of the convolution as it is defined; 0 where there are none to speak of.
+    pub multiply_adds: u64,
+    /// Multiply-adds that the algorithm does in its products (Winograd: fewer, but transforms come on top).
+    pub performed: u64,
+    /// Bytes of packed weights, each read at least once.
+    pub weight_bytes: u64,
+    /// Bytes of the maps that are read and written, each counted once.
+    pub map_bytes: u64,
 }
 
 #[derive(Debug)]
-enum Step {
+struct Step {
+    info: StepInfo,
+    work: Work,
+}
+
+#[derive(Debug)]
+enum Work {
     Convolution(Layer),
     MaxPool {
         input: Tensor,
@@ -106,14 +127,14 @@ impl Network {
         let mut convs = net.convs().iter();
         let mut convolution = |input, output, add, relu| {
             let conv = convs.next().expect("ResNet18 has checked that every convolution is there");
-            Step::Convolution(Layer::new(conv, Ends { input, output, add, relu }, method, isa))
+            Step::convolution(conv, Ends { input, output, add, relu }, method, isa)
         };
 
         let input = Tensor::new(&mut layout, size, 1, 3);
         let stem = Tensor::new(&mut layout, size / 2, STAGE_CHANNELS[0], 1);
         let mut before = Tensor::new(&mut layout, size / 4, STAGE_CHANNELS[0], 1);
         steps.push(convolution(input, stem, false, true));
-        steps.push(Step::MaxPool { input: stem, output: before });
+        steps.push(Step::max_pool(stem, before));
         for stage in 0..depth {
             let (side, channels) = (size / STAGE_STRIDES[stage], STAGE_CHANNELS[stage]);
             let inner = Tensor::new(&mut layout, side, channels, 1);
@@ -128,7 +149,7 @@ impl Network {
             steps.push(second);
             steps.push(convolution(kept, inner, false, true));
             steps.push(convolution(inner, kept, true, true));
-            steps.push(Step::Output { stage, map: kept });
+            steps.push(Step::output(stage, kept));
             before = kept;
         }
         let scratch = steps.iter().map(Step::scratch).max().unwrap_or(0).next_multiple_of(LINE);
@@ -148,14 +169,13 @@ impl Network {
         self.depth
     }
 
-    /// Runs all steps up to the last stage that `pyramid` holds; `observe` hears of each when it is done, with its name and its multiply-adds (0 for a step that
-    /// has none).
+    /// Runs all steps up to the last stage that `pyramid` holds; `observe` hears of each when it is done.
     pub(super) fn run(
         &mut self,
         image: &[f32],
         pyramid: &mut Pyramid,
         workers: &Workers,
-        mut observe: impl FnMut(&str, u64),
+        mut observe: impl FnMut(&StepInfo),
     ) {
         let memory = Memory::new(self.arena.as_mut_slice());
         for (y, row) in image.chunks_exact(self.input.side).enumerate() {
@@ -164,17 +184,16 @@ impl Network {
         }
         let isa = self.isa;
         let (wanted, depth) = (pyramid.stages(), pyramid.depth());
-        for step in self.steps.iter() {
+        for Step { info, work } in self.steps.iter() {
             let next = AtomicUsize::new(0);
-            match step {
-                Step::Convolution(layer) => {
+            match work {
+                Work::Convolution(Layer { algorithm, bias, ends }) => {
                     let share = Share { next: &next, threads: workers.count() };
                     let (scratch, each) = self.scratch;
                     workers.run(&|thread| {
-                        let Layer { bias, ends, .. } = layer;
                         // SAFETY: tensors and scratch lie in this arena, which only this step's threads use now.
                         unsafe {
-                            match &layer.algorithm {
+                            match algorithm {
                                 Algorithm::Direct(conv) => conv.run(isa, memory, ends, bias, &next),
                                 Algorithm::Winograd(conv) => {
                                     conv.run(isa, memory, ends, bias, share, scratch + thread * each);
@@ -182,23 +201,23 @@ impl Network {
                             }
                         }
                     });
-                    observe(&layer.name, layer.multiply_adds);
                 }
-                Step::MaxPool { input, output } => {
+                Work::MaxPool { input, output } => {
                     workers.run(&|_| isa.run(MaxPool { memory, input, output, next: &next }));
-                    observe("maxpool", 0);
                 }
-                Step::Output { stage, map } => {
+                Work::Output { stage, map } => {
                     if wanted[*stage] {
                         let out = Memory::new(pyramid.map_mut(*stage));
                         workers.run(&|_| copy_out(memory, map, out, &next));
-                        observe("output", 0);
+                        observe(info);
                     }
                     if stage + 1 >= depth {
                         return;
                     }
+                    continue;
                 }
             }
+            observe(info);
         }
     }
 }
@@ -217,28 +236,48 @@ fn copy_out(memory: Memory, map: &Tensor, out: Memory, next: &AtomicUsize) {
 }
 
 impl Step {
-    /// Floats of scratch that each thread needs.
-    fn scratch(&self) -> usize {
-        match self {
-            Self::Convolution(Layer { algorithm: Algorithm::Winograd(conv), .. }) => conv.scratch(),
-            _ => 0,
-        }
-    }
-}
-
-impl Layer {
-    fn new(conv: &Conv, ends: Ends, method: Method, isa: Isa) -> Self {
+    fn convolution(conv: &Conv, ends: Ends, method: Method, isa: Isa) -> Self {
         let algorithm = if method == Method::Winograd && conv.kernel == 3 && conv.stride == 1 {
             Algorithm::Winograd(Winograd::new(conv, Tile::for_side(ends.output.side), isa))
         } else {
             Algorithm::Direct(Direct::new(conv, isa))
         };
-        Self {
+        let multiply_adds = (ends.output.pixels() * conv.weight.len()) as u64;
+        let (name, performed, weight_bytes) = match &algorithm {
+            Algorithm::Direct(conv) => ("direct", multiply_adds, conv.weight_bytes()),
+            Algorithm::Winograd(conv) => (conv.name(), conv.multiply_adds(ends.output.side), conv.weight_bytes()),
+        };
+        let info = StepInfo {
             name: conv.name.clone(),
-            algorithm,
-            bias: conv.bias.clone(),
-            multiply_adds: (ends.output.pixels() * conv.weight.len()) as u64,
-            ends,
+            algorithm: name,
+            multiply_adds,
+            performed,
+            weight_bytes: weight_bytes as u64,
+            // The output is read too where something is added to it.
+            map_bytes: ends.input.bytes() + ends.output.bytes() * if ends.add { 2 } else { 1 },
+        };
+        Self { info, work: Work::Convolution(Layer { algorithm, bias: conv.bias.clone(), ends }) }
+    }
+
+    fn max_pool(input: Tensor, output: Tensor) -> Self {
+        Self::moving("maxpool", "3×3 maximum", input.bytes() + output.bytes(), Work::MaxPool { input, output })
+    }
+
+    fn output(stage: usize, map: Tensor) -> Self {
+        Self::moving("output", "copy", 2 * map.bytes(), Work::Output { stage, map })
+    }
+
+    fn moving(name: &str, algorithm: &'static str, map_bytes: u64, work: Work) -> Self {
+        let info =
+            StepInfo { name: name.into(), algorithm, multiply_adds: 0, performed: 0, weight_bytes: 0, map_bytes };
+        Self { info, work }
+    }
+
+    /// Floats of scratch that each thread needs.
+    fn scratch(&self) -> usize {
+        match &self.work {
+            Work::Convolution(Layer { algorithm: Algorithm::Winograd(conv), .. }) => conv.scratch(),
+            _ => 0,
         }
     }
 }

@@ -148,7 +148,7 @@ fn no_step_is_done_after_the_last_stage_wanted() {
     let mut backbone = CpuBackbone::new(&net, 64, Isa::detect(), Arc::new(Workers::new(1))).unwrap();
     let mut steps = Vec::new();
     let mut pyramid = Pyramid::with_stages(64, [true, true, true, false]);
-    backbone.run_observed(&image(64), &mut pyramid, |name, _| steps.push(name.to_owned())).unwrap();
+    backbone.run_observed(&image(64), &mut pyramid, |step| steps.push(step.name.clone())).unwrap();
     assert!(steps.iter().any(|step| step == "layer3.1.conv2"));
     assert!(!steps.iter().any(|step| step.starts_with("layer4")), "{steps:?}");
 }

@@ -76,6 +76,23 @@ impl Winograd {
         Self { weights, tile, inputs, outputs, block }
     }
 
+    pub(super) fn name(&self) -> &'static str {
+        match self.tile {
+            Tile::Two => "winograd 2×2",
+            Tile::Four => "winograd 4×4",
+        }
+    }
+
+    /// Bytes of transformed, packed weights.
+    pub(super) fn weight_bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
+    /// Multiply-adds of all products for an output of `side` pixels.
+    pub(super) fn multiply_adds(&self, side: usize) -> u64 {
+        (side.div_ceil(self.tile.side()).pow(2) * self.tile.points() * self.inputs * self.outputs) as u64
+    }
+
     /// Floats between the points of the transformed input. A line more than needed, lest all points fall on the same
     /// cache sets.
     fn input_point(&self) -> usize {
