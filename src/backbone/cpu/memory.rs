@@ -137,8 +137,8 @@ pub(super) struct Tensor {
     row: usize,
 }
 
-/// Tensors are readable in whole tiles of this side (that of the larger Winograd output tile).
-pub(super) const TILE: usize = 4;
+/// Tensors are readable in whole tiles of this side: the input of the largest Winograd tile, less what tiles share.
+pub(super) const TILE: usize = 8;
 
 impl Tensor {
     pub(super) fn new(layout: &mut Layout, side: usize, channels: usize, pad: usize) -> Self {

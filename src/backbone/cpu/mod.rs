@@ -6,7 +6,7 @@
 //! - `memory`: aligned memory, and tensors (HWC, with a border of zeros) as places in it;
 //! - `gemm`: packed matrices and the register-blocked micro-kernel, written once over [`Simd`](crate::simd::Simd);
 //! - `direct`: convolutions of any size and stride as products read in place, and the maximum after conv1;
-//! - `winograd`: 3×3 convolutions with stride 1 at a quarter of the multiplications;
+//! - `winograd`: 3×3 convolutions at a quarter of the multiplications, with stride 2 at nine sixteenths;
 //! - `network`: the steps, their buffers, and how threads share them.
 //!
 //! The threads meet once a step ([`Workers::run`]) and take items of work from a counter in between, so a thread that
