@@ -11,11 +11,11 @@ use crate::backbone::weights::Conv;
 use crate::simd::{Isa, Kernel, Simd};
 
 use super::gemm::{Number, PackedMatrix, RowKernel, accumulate, in_row_groups};
-use super::memory::{Memory, Tensor};
+use super::memory::Memory;
 use super::network::Ends;
 
-/// The largest kernel side, conv1's.
-const MAX_KERNEL: usize = 7;
+/// The largest kernel side.
+const MAX_KERNEL: usize = 3;
 /// Output pixels of one item of work: a few rows of the map, whose input stays in the second cache level while panel
 /// after panel passes over it.
 const BLOCK: usize = 96;
@@ -173,48 +173,6 @@ impl<T: Number> RowKernel for DirectRows<'_, T> {
                 for (n, &sum) in row.iter().enumerate() {
                     let bias = S::load(self.bias.add(n * S::LANES));
                     self.ends.finish::<S>(S::add(sum, bias), out.add(n * S::LANES));
-                }
-            }
-        }
-    }
-}
-
-/// The 3×3 maximum with stride 2 and padding 1 after conv1; takes rows of the output from `next` until none is left.
-pub(super) struct MaxPool<'a> {
-    pub(super) memory: Memory,
-    /// A map that is nowhere negative, so that the border's zeros never win.
-    pub(super) input: &'a Tensor,
-    pub(super) output: &'a Tensor,
-    pub(super) next: &'a AtomicUsize,
-}
-
-impl Kernel for MaxPool<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let Self { memory, input, output, next } = self;
-        loop {
-            let y = next.fetch_add(1, Ordering::Relaxed);
-            if y >= output.side {
-                return;
-            }
-            for x in 0..output.side {
-                for c in (0..output.channels).step_by(S::LANES) {
-                    // SAFETY: the window lies inside the bordered input; each row is written by one thread.
-                    unsafe {
-                        let zero = S::splat(0.0);
-                        let (mut largest, mut broken) = (zero, zero);
-                        for row in 0..3 {
-                            for column in 0..3 {
-                                let v = S::load(memory.at(input.bordered(2 * y + row, 2 * x + column) + c));
-                                largest = S::max(largest, v);
-                                // Zero unless v is not finite: a maximum alone would let a NaN drop out.
-                                broken = S::fma(v, zero, broken);
-                            }
-                        }
-                        S::store(memory.at(output.pixel(y, x) + c), S::add(largest, broken));
-                    }
                 }
             }
         }

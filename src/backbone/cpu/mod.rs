@@ -5,7 +5,8 @@
 //!
 //! - `memory`: aligned memory, and tensors (HWC, with a border of zeros) as places in it;
 //! - `gemm`: packed matrices and the register-blocked micro-kernel, written once over [`Simd`](crate::simd::Simd);
-//! - `direct`: convolutions of any size and stride as products read in place, and the maximum after conv1;
+//! - `stem`: conv1 and the maximum after it;
+//! - `direct`: other convolutions as products read in place;
 //! - `winograd`: 3×3 convolutions at a quarter of the multiplications, with stride 2 at nine sixteenths;
 //! - `network`: the steps, their buffers, and how threads share them.
 //!
@@ -17,6 +18,7 @@ mod direct;
 pub(crate) mod gemm;
 mod memory;
 mod network;
+mod stem;
 mod winograd;
 
 use std::sync::Arc;

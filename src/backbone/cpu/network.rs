@@ -9,8 +9,9 @@ use crate::simd::{Isa, Simd};
 use crate::workers::Workers;
 
 use super::Options;
-use super::direct::{self, Direct, MaxPool};
+use super::direct::{self, Direct};
 use super::memory::{Aligned, LINE, Layout, Memory, Tensor};
+use super::stem::Stem;
 use super::winograd::{Share, Tile, Winograd};
 
 /// Where a convolution reads and writes, and what happens to each sum on its way out.
@@ -69,7 +70,8 @@ struct Layer {
 /// What a step does, for profiles.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepInfo {
-    /// The convolution's name in torchvision's ResNet18, `maxpool`, or `output` for a map that is copied out.
+    /// The convolution's name in torchvision's ResNet18, or `output` for a map that is copied out. `conv1` includes the
+    /// maximum after it.
     pub name: String,
     /// How it is computed.
     pub algorithm: &'static str,
@@ -92,7 +94,10 @@ struct Step {
 #[derive(Debug)]
 enum Work {
     Convolution(Layer),
-    MaxPool {
+    /// conv1 with its ReLU, and the maximum after it.
+    Stem {
+        conv: Stem,
+        bias: Vec<f32>,
         input: Tensor,
         output: Tensor,
     },
@@ -125,16 +130,13 @@ impl Network {
         let mut layout = Layout::default();
         let mut steps = Vec::new();
         let mut convs = net.convs().iter();
-        let mut convolution = |input, output, add, relu| {
-            let conv = convs.next().expect("ResNet18 has checked that every convolution is there");
-            Step::convolution(conv, Ends { input, output, add, relu }, method, isa)
-        };
+        let mut next = || convs.next().expect("ResNet18 has checked that every convolution is there");
 
         let input = Tensor::new(&mut layout, size, 1, 3);
-        let stem = Tensor::new(&mut layout, size / 2, STAGE_CHANNELS[0], 1);
         let mut before = Tensor::new(&mut layout, size / 4, STAGE_CHANNELS[0], 1);
-        steps.push(convolution(input, stem, false, true));
-        steps.push(Step::max_pool(stem, before));
+        steps.push(Step::stem(next(), input, before, isa));
+        let mut convolution =
+            |input, output, add, relu| Step::convolution(next(), Ends { input, output, add, relu }, method, isa);
         for stage in 0..depth {
             let (side, channels) = (size / STAGE_STRIDES[stage], STAGE_CHANNELS[stage]);
             let inner = Tensor::new(&mut layout, side, channels, 1);
@@ -202,8 +204,13 @@ impl Network {
                         }
                     });
                 }
-                Work::MaxPool { input, output } => {
-                    workers.run(&|_| isa.run(MaxPool { memory, input, output, next: &next }));
+                Work::Stem { conv, bias, input, output } => {
+                    let (scratch, each) = self.scratch;
+                    workers.run(&|thread| {
+                        let scratch = scratch + thread * each;
+                        // SAFETY: tensors and scratch lie in this arena, which only this step's threads use now.
+                        unsafe { conv.run(isa, memory, input, output, bias, &next, scratch) };
+                    });
                 }
                 Work::Output { stage, map } => {
                     if wanted[*stage] {
@@ -303,24 +310,37 @@ impl Step {
         Self { info, work: Work::Convolution(Layer { algorithm, bias: conv.bias.clone(), ends }) }
     }
 
-    fn max_pool(input: Tensor, output: Tensor) -> Self {
-        Self::moving("maxpool", "3×3 maximum", input.bytes() + output.bytes(), Work::MaxPool { input, output })
+    fn stem(conv: &Conv, input: Tensor, output: Tensor, isa: Isa) -> Self {
+        let multiply_adds = (4 * output.pixels() * conv.weight.len()) as u64;
+        let stem = Stem::new(conv, isa);
+        let info = StepInfo {
+            name: conv.name.clone(),
+            algorithm: "direct, maximum",
+            multiply_adds,
+            performed: multiply_adds,
+            weight_bytes: stem.weight_bytes() as u64,
+            map_bytes: input.bytes() + output.bytes(),
+        };
+        Self { info, work: Work::Stem { conv: stem, bias: conv.bias.clone(), input, output } }
     }
 
     fn output(stage: usize, map: Tensor) -> Self {
-        Self::moving("output", "copy", 2 * map.bytes(), Work::Output { stage, map })
-    }
-
-    fn moving(name: &str, algorithm: &'static str, map_bytes: u64, work: Work) -> Self {
-        let info =
-            StepInfo { name: name.into(), algorithm, multiply_adds: 0, performed: 0, weight_bytes: 0, map_bytes };
-        Self { info, work }
+        let info = StepInfo {
+            name: "output".into(),
+            algorithm: "copy",
+            multiply_adds: 0,
+            performed: 0,
+            weight_bytes: 0,
+            map_bytes: 2 * map.bytes(),
+        };
+        Self { info, work: Work::Output { stage, map } }
     }
 
     /// Floats of scratch that each thread needs.
     fn scratch(&self) -> usize {
         match &self.work {
             Work::Convolution(Layer { algorithm: Algorithm::Winograd(conv), .. }) => conv.scratch(),
+            Work::Stem { conv, output, .. } => conv.scratch(output.side),
             _ => 0,
         }
     }
