@@ -132,10 +132,10 @@ fn main() -> anyhow::Result<()> {
         let mut steps: Vec<(String, u64, Vec<f64>)> = Vec::new();
         for _ in 0..args.runs.max(1) {
             let (mut index, mut since) = (0, Instant::now());
-            backbone.run_observed(&image, &mut pyramid, |name, macs| {
+            backbone.run_observed(&image, &mut pyramid, |step| {
                 let ms = since.elapsed().as_secs_f64() * 1e3;
                 if index == steps.len() {
-                    steps.push((name.to_owned(), macs, Vec::new()));
+                    steps.push((step.name.clone(), step.multiply_adds, Vec::new()));
                 }
                 steps[index].2.push(ms);
                 index += 1;

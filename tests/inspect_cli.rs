@@ -94,6 +94,18 @@ fn cells_get_their_verdicts_in_order_with_all_fields() {
 }
 
 #[test]
+fn verdicts_do_not_depend_on_how_many_cells_are_in_flight() {
+    let batch = fitted().join("batch");
+    let scores = |streams: &str| {
+        let cells = json(&[text(&batch), "--threads", "4", "--streams", streams]);
+        cells.into_iter().map(|cell| cell["top"].as_f64().unwrap()).collect::<Vec<_>>()
+    };
+    let alone = scores("1");
+    assert_eq!(alone.len(), 3);
+    assert_eq!((&alone, &alone), (&scores("2"), &scores("3")));
+}
+
+#[test]
 fn several_arguments_and_equal_names_are_kept_apart() {
     let (model, batch, good) = (model(), fitted().join("batch"), fitted().join("batch/good.png"));
     let cells = json(&[text(&good), text(&batch), text(&good)]);

@@ -71,10 +71,19 @@ pub enum BackboneError {
         /// The side that the backbone was built for.
         size: usize,
     },
+    /// The caller's pyramid holds a stage that this backbone was not built to compute.
+    #[error("running the backbone: stage {wanted} is wanted, but this backbone was built to stop after stage {built}")]
+    Stage {
+        /// The last stage that the pyramid holds, from 1.
+        wanted: usize,
+        /// The last stage that can be computed, from 1.
+        built: usize,
+    },
 }
 
 /// The outputs of the four stages for one image of side S: map `s` is `(S/stride)²` pixels, row by row, each with its
-/// channels next to one another (HWC), without padding.
+/// channels next to one another (HWC), without padding. Stages that nobody wants have no map, and what comes after the
+/// last one wanted is not computed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pyramid {
     size: usize,
@@ -82,11 +91,29 @@ pub struct Pyramid {
 }
 
 impl Pyramid {
-    /// Buffers for an image of side `size` (a multiple of 32).
+    /// Buffers of all four stages for an image of side `size` (a multiple of 32).
     #[must_use]
     pub fn new(size: usize) -> Self {
-        let map = |s: usize| vec![0.0; (size / STAGE_STRIDES[s]).pow(2) * STAGE_CHANNELS[s]];
-        Self { size, maps: [map(0), map(1), map(2), map(3)] }
+        Self::with_stages(size, [true; 4])
+    }
+
+    /// Buffers of the stages that are wanted; the map of another stays empty.
+    #[must_use]
+    pub fn with_stages(size: usize, wanted: [bool; 4]) -> Self {
+        let len = |s: usize| (size / STAGE_STRIDES[s]).pow(2) * STAGE_CHANNELS[s];
+        Self { size, maps: std::array::from_fn(|s| if wanted[s] { vec![0.0; len(s)] } else { Vec::new() }) }
+    }
+
+    /// Which stages it holds.
+    #[must_use]
+    pub fn stages(&self) -> [bool; 4] {
+        std::array::from_fn(|s| !self.maps[s].is_empty())
+    }
+
+    /// How many stages must be computed: up to the last one that it holds.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        depth(self.stages())
     }
 
     /// The image side S.
@@ -101,7 +128,7 @@ impl Pyramid {
         self.size / STAGE_STRIDES[stage]
     }
 
-    /// Map `stage` (0 to 3): side² × channels.
+    /// Map `stage` (0 to 3): side² × channels, or nothing if the stage is not wanted.
     #[must_use]
     pub fn map(&self, stage: usize) -> &[f32] {
         &self.maps[stage]
@@ -113,6 +140,12 @@ impl Pyramid {
     }
 }
 
+/// How many stages must be computed for those that are wanted: the number of the last, from 1; 0 for none.
+#[must_use]
+pub fn depth(wanted: [bool; 4]) -> usize {
+    wanted.iter().rposition(|&w| w).map_or(0, |last| last + 1)
+}
+
 /// A feature extractor that writes into the caller's buffers and says who it is.
 pub trait Backbone: Send {
     /// The side S of the images that it was built for.
@@ -121,12 +154,14 @@ pub trait Backbone: Send {
     /// Which network this is; a fitted model is bound to it.
     fn identity(&self) -> Identity;
 
-    /// Runs one rectified, normalised image `g = (x/white − INPUT_MEAN)/INPUT_STD`, `S·S` values row by row.
+    /// Runs one rectified, normalised image `g = (x/white − INPUT_MEAN)/INPUT_STD`, `S·S` values row by row, as far as
+    /// the last stage that the pyramid holds.
     ///
     /// Allocates nothing. Numbers that are not finite are not checked here: they spread into the score, which the
     /// verdict refuses.
     ///
     /// # Errors
-    /// If the image or the pyramid has another size than the backbone was built for.
+    /// If the image or the pyramid has another size than the backbone was built for, or the pyramid holds a stage that
+    /// it was not built to compute.
     fn run(&mut self, image: &[f32], pyramid: &mut Pyramid) -> Result<(), BackboneError>;
 }

@@ -1,6 +1,7 @@
 //! The command line: one file a verb. Printing and progress live here only.
 
 mod backbone;
+mod bench;
 mod calibrate;
 mod data;
 mod demo;
@@ -38,6 +39,7 @@ enum Verb {
     Eval(Box<eval::Args>),
     Model(model::Args),
     Backbone(backbone::Args),
+    Bench(bench::Args),
 }
 
 impl Cli {
@@ -60,6 +62,7 @@ impl Cli {
             Verb::Eval(args) => eval::run(*args),
             Verb::Model(args) => model::run(args),
             Verb::Backbone(args) => backbone::run(args),
+            Verb::Bench(args) => bench::run(args),
         }?;
         Ok(ExitCode::SUCCESS)
     }

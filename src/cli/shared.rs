@@ -8,17 +8,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::backbone::ResNet18;
-use crate::backbone::cpu::CpuBackbone;
+use crate::backbone::cpu::{CpuBackbone, Options};
 use crate::backbone::weights::Loaded;
+use crate::backbone::{ResNet18, depth};
 use crate::embedding::{Mixing, Stages};
 use crate::eval::dataset::{Dataset, LABELS_FILE};
 use crate::eval::elpv;
 use crate::gaussian::{Precision, Shrinkage};
 use crate::heatmap::ScoreKind;
 use crate::model::Settings;
-use crate::pipeline::Extractor;
 use crate::pipeline::fitting::{Cell, Fitter};
+use crate::pipeline::{Extractor, PipelineError};
 use crate::preprocess::{AugmentConfig, PreprocessConfig, Threshold};
 use crate::simd::Isa;
 use crate::whole_file;
@@ -56,12 +56,17 @@ impl Engine {
 
     /// One extractor a thread.
     pub fn fitter(&self, network: &ResNet18, settings: &Settings) -> anyhow::Result<Fitter> {
-        let size = settings.size as usize;
-        let backbones = backbones(network, size, self.threads(), &Arc::new(Workers::new(1)))?;
-        let extractors = backbones
-            .into_iter()
-            .map(|backbone| Extractor::new(settings.preprocess.clone(), Box::new(backbone)))
-            .collect::<Result<Vec<_>, _>>()?;
+        let (size, stages) = (settings.size as usize, settings.stages);
+        let first = engine(network, size, stages, &Arc::new(Workers::new(1)))?;
+        let others: Vec<CpuBackbone> = (1..self.threads()).map(|_| first.another()).collect();
+        let extractors = std::iter::once(first)
+            .chain(others)
+            .map(|backbone| {
+                let mut extractor = Extractor::new(settings.preprocess.clone(), Box::new(backbone))?;
+                extractor.want(stages);
+                Ok(extractor)
+            })
+            .collect::<Result<Vec<_>, PipelineError>>()?;
         Ok(Fitter::new(extractors))
     }
 }
@@ -71,17 +76,10 @@ pub fn threads(asked: Option<u16>) -> usize {
     asked.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
 }
 
-/// `count` engines on one copy of the packed weights, each on `workers`.
-pub fn backbones(
-    network: &ResNet18,
-    size: usize,
-    count: usize,
-    workers: &Arc<Workers>,
-) -> anyhow::Result<Vec<CpuBackbone>> {
-    let first = CpuBackbone::new(network, size, Isa::detect(), Arc::clone(workers))?;
-    let mut all: Vec<CpuBackbone> = (1..count).map(|_| first.another()).collect();
-    all.push(first);
-    Ok(all)
+/// An engine that computes `stages`, on `workers`.
+pub fn engine(network: &ResNet18, size: usize, stages: Stages, workers: &Arc<Workers>) -> anyhow::Result<CpuBackbone> {
+    let options = Options { depth: depth(stages.0).max(1), ..Options::default() };
+    Ok(CpuBackbone::with_options(network, size, options, Isa::detect(), Arc::clone(workers))?)
 }
 
 /// Everything that decides what a fit computes.

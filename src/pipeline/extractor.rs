@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::backbone::{Backbone, Pyramid};
+use crate::embedding::Stages;
 use crate::frame::{DecodeError, DecodeLimits, Frame, decode_file_into};
 use crate::preprocess::{Augmentation, Placement, PreprocessConfig, Preprocessor};
 use crate::verdict::Invalid;
@@ -42,6 +43,13 @@ impl Extractor {
             turned: vec![0.0; size * size],
             pyramid: Pyramid::new(size),
         })
+    }
+
+    /// Keeps buffers for `stages` only (at first all four): the backbone stops after the last of them.
+    pub fn want(&mut self, stages: Stages) {
+        if self.pyramid.stages() != stages.0 {
+            self.pyramid = Pyramid::with_stages(self.size(), stages.0);
+        }
     }
 
     /// Side S of the rectified image.

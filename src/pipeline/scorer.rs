@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::embedding::{Embedder, Projection};
+use crate::embedding::{Embedder, Projection, Stages};
 use crate::frame::Frame;
 use crate::gaussian::Statistics;
 use crate::gaussian::distance::mahalanobis;
@@ -30,8 +30,9 @@ pub struct Scorer {
 impl Scorer {
     /// For one projection and the settings that it was made with.
     #[must_use]
-    pub fn new(settings: &Settings, projection: &Projection, extractor: Extractor, workers: Arc<Workers>) -> Self {
+    pub fn new(settings: &Settings, projection: &Projection, mut extractor: Extractor, workers: Arc<Workers>) -> Self {
         let grid = settings.grid as usize;
+        extractor.want(Stages(std::array::from_fn(|stage| projection.uses(stage))));
         Self {
             embedder: Embedder::new(projection, extractor.size(), grid, Isa::detect(), workers),
             extractor,
@@ -91,7 +92,7 @@ impl Scorer {
             self.extractor.features(Augmentation::default()).map_err(|error| Invalid::Backbone(error.to_string()))?;
         self.latency.backbone_us = lap(&mut clock);
         self.embedder.project(pyramid);
-        self.latency.distance_us = lap(&mut clock);
+        self.latency.projection_us = lap(&mut clock);
         Ok(())
     }
 
@@ -103,7 +104,7 @@ impl Scorer {
     pub fn measure(&mut self, statistics: &Statistics<'_>) -> Result<Scores, Invalid> {
         let mut clock = Instant::now();
         mahalanobis(statistics, &self.embedder, &mut self.heatmap);
-        self.latency.distance_us += lap(&mut clock);
+        self.latency.distance_us = lap(&mut clock);
         self.analyser.smooth(&mut self.heatmap);
         let scores = self.analyser.scores(&self.heatmap).ok_or(Invalid::NotFinite);
         self.latency.heatmap_us = lap(&mut clock);

@@ -6,6 +6,7 @@
 
 #[cfg(target_arch = "aarch64")]
 mod neon;
+pub mod roofs;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -41,6 +42,8 @@ pub trait Simd: Copy + 'static {
     unsafe fn load(p: *const f32) -> Self::V;
     /// Reads `LANES` halves and widens them.
     unsafe fn load_f16(p: *const f16) -> Self::V;
+    /// Reads `LANES` 16-bit integers as floats.
+    unsafe fn load_i16(p: *const i16) -> Self::V;
     /// Writes `LANES` floats.
     unsafe fn store(p: *mut f32, v: Self::V);
     /// a + b.
@@ -244,6 +247,8 @@ mod tests {
             unsafe {
                 let (va, vb) = (S::load(a.as_ptr()), S::load(b.as_ptr()));
                 assert_eq!(read(S::load_f16(halves.as_ptr())), a);
+                let whole: Vec<i16> = (0..S::LANES).map(|i| i as i16 * 4000 - 32_000).collect();
+                assert_eq!(read(S::load_i16(whole.as_ptr())), whole.iter().map(|&x| f32::from(x)).collect::<Vec<_>>());
                 assert_eq!(read(S::splat(2.5)), vec![2.5; S::LANES]);
                 assert_eq!(read(S::add(va, vb)), map(&|x, y| x + y));
                 assert_eq!(read(S::sub(va, vb)), map(&|x, y| x - y));

@@ -39,6 +39,10 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
+    unsafe fn load_i16(p: *const i16) -> float32x4_t {
+        unsafe { vcvtq_f32_s32(vmovl_s16(vld1_s16(p))) }
+    }
+    #[inline(always)]
     unsafe fn store(p: *mut f32, v: float32x4_t) {
         unsafe { vst1q_f32(p, v) }
     }

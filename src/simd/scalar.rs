@@ -30,6 +30,11 @@ impl Simd for Scalar {
         unsafe { p.read_unaligned() }.to_f32()
     }
     #[inline(always)]
+    unsafe fn load_i16(p: *const i16) -> f32 {
+        // SAFETY: the caller gives a pointer to LANES values.
+        f32::from(unsafe { p.read_unaligned() })
+    }
+    #[inline(always)]
     unsafe fn store(p: *mut f32, v: f32) {
         // SAFETY: the caller gives a pointer to LANES values.
         unsafe { p.write_unaligned(v) }

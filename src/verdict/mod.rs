@@ -126,9 +126,11 @@ impl From<Class> for Outcome {
 pub struct Latency {
     /// Border, rectification and gates.
     pub preprocess_us: u32,
-    /// The four stages of the network.
+    /// The stages of the network.
     pub backbone_us: u32,
-    /// Embedding and Mahalanobis distance.
+    /// Projection of the stages' maps to k channels.
+    pub projection_us: u32,
+    /// Interpolation and Mahalanobis distance.
     pub distance_us: u32,
     /// Smoothing, scores and regions.
     pub heatmap_us: u32,
@@ -138,7 +140,7 @@ impl Latency {
     /// All of it.
     #[must_use]
     pub fn total_us(&self) -> u32 {
-        self.preprocess_us + self.backbone_us + self.distance_us + self.heatmap_us
+        self.preprocess_us + self.backbone_us + self.projection_us + self.distance_us + self.heatmap_us
     }
 }
 

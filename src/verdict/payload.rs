@@ -93,7 +93,7 @@ fn write(verdict: &Verdict, about: &About<'_>, out: &mut String) -> fmt::Result 
         ",\"preprocess_us\":{},\"backbone_us\":{},\"distance_us\":{},\"heatmap_us\":{},\"total_us\":{}}}",
         latency.preprocess_us,
         latency.backbone_us,
-        latency.distance_us,
+        latency.projection_us + latency.distance_us,
         latency.heatmap_us,
         latency.total_us()
     )
@@ -247,7 +247,13 @@ mod tests {
             distances: Some(Scores { top: 123_456.7, max: f32::MAX, mean: 999_999.9 }),
             regions: Analyser::new(64, 0.0).regions(&map, 1.0),
             placement: Some(placement),
-            latency: Latency { preprocess_us: slow, backbone_us: slow, distance_us: slow, heatmap_us: slow },
+            latency: Latency {
+                preprocess_us: slow,
+                backbone_us: slow,
+                projection_us: 0,
+                distance_us: slow,
+                heatmap_us: slow,
+            },
         }
     }
 

@@ -5,41 +5,75 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use half::f16;
+
 use crate::backbone::weights::Conv;
 use crate::simd::{Isa, Kernel, Simd};
 
-use super::gemm::{PackedMatrix, RowKernel, accumulate, in_row_groups};
-use super::memory::{Memory, Tensor};
+use super::gemm::{Number, PackedMatrix, RowKernel, accumulate, in_row_groups};
+use super::memory::Memory;
 use super::network::Ends;
 
-/// The largest kernel side, conv1's.
-const MAX_KERNEL: usize = 7;
+/// The largest kernel side.
+const MAX_KERNEL: usize = 3;
 /// Output pixels of one item of work: a few rows of the map, whose input stays in the second cache level while panel
 /// after panel passes over it.
 const BLOCK: usize = 96;
 
+/// Rows in the order (kernel row, kernel column, input channel), columns are output channels.
+#[derive(Debug)]
+enum Weights {
+    Single(PackedMatrix),
+    /// Half the bytes to fetch, where that is what takes the time and nothing is lost by it.
+    Half(PackedMatrix<f16>),
+}
+
+/// Maps of fewer output pixels than this use each weight so seldom that fetching it takes longer than multiplying.
+const FEW_PIXELS: usize = 20;
+
+/// Whether all weights can be stored in halves without loss, as those of files in half precision can.
+pub(super) fn fit_in_halves(conv: &Conv) -> bool {
+    conv.weight.iter().all(|&w| f16::from_f32(w).to_f32() == w)
+}
+
 /// A convolution packed for [`Direct::run`].
 #[derive(Debug)]
 pub(super) struct Direct {
-    /// Rows in the order (kernel row, kernel column, input channel), columns are output channels.
-    weights: PackedMatrix,
+    weights: Weights,
     kernel: usize,
     stride: usize,
 }
 
 impl Direct {
-    pub(super) fn new(conv: &Conv, isa: Isa) -> Self {
+    /// For an output of `pixels`.
+    pub(super) fn new(conv: &Conv, pixels: usize, isa: Isa) -> Self {
         let Conv { inputs, outputs, kernel, stride, .. } = *conv;
-        let weights = PackedMatrix::new(isa, kernel * kernel * inputs, outputs, |k, o| {
+        let weight = |k: usize, o: usize| {
             let (tap, i) = (k / inputs, k % inputs);
             conv.weight[(o * inputs + i) * kernel * kernel + tap]
-        });
+        };
+        let rows = kernel * kernel * inputs;
+        let weights = if pixels < FEW_PIXELS && fit_in_halves(conv) {
+            Weights::Half(PackedMatrix::new(isa, rows, outputs, |k, o| f16::from_f32(weight(k, o))))
+        } else {
+            Weights::Single(PackedMatrix::new(isa, rows, outputs, weight))
+        };
         Self { weights, kernel, stride }
     }
 
-    /// Items of work for `ends`: blocks of pixels × panels.
-    fn items(&self, ends: &Ends) -> usize {
-        ends.output.pixels().div_ceil(BLOCK) * self.weights.panels()
+    pub(super) fn name(&self) -> &'static str {
+        match self.weights {
+            Weights::Single(_) => "direct",
+            Weights::Half(_) => "direct 16-bit",
+        }
+    }
+
+    /// Bytes of packed weights.
+    pub(super) fn weight_bytes(&self) -> usize {
+        match &self.weights {
+            Weights::Single(weights) => weights.bytes(),
+            Weights::Half(weights) => weights.bytes(),
+        }
     }
 
     /// Takes items from `next` until none is left.
@@ -65,10 +99,23 @@ impl Kernel for DirectKernel<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { conv, memory, ends, bias, next } = self;
-        let Direct { weights, kernel, stride } = conv;
+        // SAFETY: as the caller of `Direct::run` promised.
+        unsafe {
+            match &self.conv.weights {
+                Weights::Single(weights) => self.items::<S, _>(weights),
+                Weights::Half(weights) => self.items::<S, _>(weights),
+            }
+        }
+    }
+}
+
+impl DirectKernel<'_> {
+    #[inline(always)]
+    unsafe fn items<S: Simd, T: Number>(&self, weights: &PackedMatrix<T>) {
+        let Self { memory, ends, bias, next, conv: Direct { kernel, stride, .. } } = *self;
         let panels = weights.panels();
-        let items = conv.items(ends);
+        // Items are blocks of pixels × panels.
+        let items = ends.output.pixels().div_ceil(BLOCK) * panels;
         let segments: [usize; MAX_KERNEL] = std::array::from_fn(|row| row * ends.input.row_stride());
         loop {
             let item = next.fetch_add(1, Ordering::Relaxed);
@@ -95,19 +142,19 @@ impl Kernel for DirectKernel<'_> {
     }
 }
 
-struct DirectRows<'a> {
+struct DirectRows<'a, T> {
     memory: Memory,
     ends: &'a Ends,
     stride: usize,
     skip: usize,
     segments: &'a [usize],
     length: usize,
-    panel: *const f32,
+    panel: *const T,
     bias: *const f32,
     channel: usize,
 }
 
-impl RowKernel for DirectRows<'_> {
+impl<T: Number> RowKernel for DirectRows<'_, T> {
     #[inline(always)]
     unsafe fn rows<S: Simd, const M: usize, const N: usize>(&self, first: usize) {
         let Ends { input, output, .. } = self.ends;
@@ -118,55 +165,14 @@ impl RowKernel for DirectRows<'_> {
                 let (y, x) = place(m);
                 self.memory.at(input.bordered(y * self.stride + self.skip, x * self.stride + self.skip)).cast_const()
             });
-            let sums = accumulate::<S, M, N>(&a, self.segments, self.length, self.panel);
+            let mut sums = [[S::splat(0.0); N]; M];
+            accumulate::<S, T, M, N>(&mut sums, &a, self.segments, self.length, self.panel);
             for (m, row) in sums.iter().enumerate() {
                 let (y, x) = place(m);
                 let out = self.memory.at(output.pixel(y, x) + self.channel);
                 for (n, &sum) in row.iter().enumerate() {
                     let bias = S::load(self.bias.add(n * S::LANES));
                     self.ends.finish::<S>(S::add(sum, bias), out.add(n * S::LANES));
-                }
-            }
-        }
-    }
-}
-
-/// The 3×3 maximum with stride 2 and padding 1 after conv1; takes rows of the output from `next` until none is left.
-pub(super) struct MaxPool<'a> {
-    pub(super) memory: Memory,
-    /// A map that is nowhere negative, so that the border's zeros never win.
-    pub(super) input: &'a Tensor,
-    pub(super) output: &'a Tensor,
-    pub(super) next: &'a AtomicUsize,
-}
-
-impl Kernel for MaxPool<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let Self { memory, input, output, next } = self;
-        loop {
-            let y = next.fetch_add(1, Ordering::Relaxed);
-            if y >= output.side {
-                return;
-            }
-            for x in 0..output.side {
-                for c in (0..output.channels).step_by(S::LANES) {
-                    // SAFETY: the window lies inside the bordered input; each row is written by one thread.
-                    unsafe {
-                        let zero = S::splat(0.0);
-                        let (mut largest, mut broken) = (zero, zero);
-                        for row in 0..3 {
-                            for column in 0..3 {
-                                let v = S::load(memory.at(input.bordered(2 * y + row, 2 * x + column) + c));
-                                largest = S::max(largest, v);
-                                // Zero unless v is not finite: a maximum alone would let a NaN drop out.
-                                broken = S::fma(v, zero, broken);
-                            }
-                        }
-                        S::store(memory.at(output.pixel(y, x) + c), S::add(largest, broken));
-                    }
                 }
             }
         }

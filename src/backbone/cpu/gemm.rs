@@ -4,7 +4,10 @@
 //! there are 32 registers, 2 where there are 16. A panel's rows lie one after the other, so the kernel reads it from
 //! front to back. Up to [`MAX_ROWS`] rows of the left-hand side meet it at a time.
 
+use std::marker::PhantomData;
 use std::ops::Range;
+
+use half::f16;
 
 use crate::simd::{Isa, Kernel, Simd};
 
@@ -18,24 +21,60 @@ pub(crate) fn panel_width(isa: Isa) -> usize {
     isa.lanes() * if isa.registers() >= 32 { 4 } else { 2 }
 }
 
+/// How the numbers of a packed matrix are stored; they are widened in registers.
+pub(crate) trait Number: bytemuck::Pod + Default {
+    /// Reads a vector.
+    ///
+    /// # Safety
+    /// The CPU must have `S`, and `p` hold a vector of numbers.
+    unsafe fn load<S: Simd>(p: *const Self) -> S::V;
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const f32) -> S::V {
+        // SAFETY: as the caller promised.
+        unsafe { S::load(p) }
+    }
+}
+
+impl Number for f16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const f16) -> S::V {
+        // SAFETY: as the caller promised.
+        unsafe { S::load_f16(p) }
+    }
+}
+
+impl Number for i16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const i16) -> S::V {
+        // SAFETY: as the caller promised.
+        unsafe { S::load_i16(p) }
+    }
+}
+
 /// A matrix of `rows` × `columns`, packed into panels for one instruction set; missing columns of the last panel are
 /// zero.
 #[derive(Clone, Debug)]
-pub(crate) struct PackedMatrix {
+pub(crate) struct PackedMatrix<T = f32> {
     isa: Isa,
     rows: usize,
     columns: usize,
     panel: usize,
     values: Aligned,
+    numbers: PhantomData<T>,
 }
 
-impl PackedMatrix {
+impl<T: Number> PackedMatrix<T> {
     /// Packs the matrix whose element in row `k` and column `n` is `value(k, n)`.
-    pub(crate) fn new(isa: Isa, rows: usize, columns: usize, value: impl Fn(usize, usize) -> f32) -> Self {
+    pub(crate) fn new(isa: Isa, rows: usize, columns: usize, value: impl Fn(usize, usize) -> T) -> Self {
         let panel = panel_width(isa);
-        let mut values = Aligned::zeros(rows * columns.next_multiple_of(panel));
+        let count = rows * columns.next_multiple_of(panel);
+        let mut values = Aligned::zeros((count * size_of::<T>()).div_ceil(size_of::<f32>()));
         if rows > 0 {
-            for (p, out) in values.as_mut_slice().chunks_exact_mut(rows * panel).enumerate() {
+            let numbers: &mut [T] = &mut bytemuck::cast_slice_mut(values.as_mut_slice())[..count];
+            for (p, out) in numbers.chunks_exact_mut(rows * panel).enumerate() {
                 for (k, row) in out.chunks_exact_mut(panel).enumerate() {
                     for (n, x) in (p * panel..columns).zip(row) {
                         *x = value(k, n);
@@ -43,12 +82,17 @@ impl PackedMatrix {
                 }
             }
         }
-        Self { isa, rows, columns, panel, values }
+        Self { isa, rows, columns, panel, values, numbers: PhantomData }
     }
 
     /// Columns rounded up to whole panels: what [`gemm`] writes of each row.
     pub(crate) fn padded_columns(&self) -> usize {
         self.columns.next_multiple_of(self.panel)
+    }
+
+    /// Bytes of all panels.
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(self.values.as_slice())
     }
 
     /// Columns of a panel.
@@ -63,8 +107,8 @@ impl PackedMatrix {
 
     /// The start of panel `index`.
     #[inline(always)]
-    pub(super) fn panel_ptr(&self, index: usize) -> *const f32 {
-        self.values.as_slice()[index * self.rows * self.panel..].as_ptr()
+    pub(super) fn panel_ptr(&self, index: usize) -> *const T {
+        bytemuck::cast_slice::<f32, T>(self.values.as_slice())[index * self.rows * self.panel..].as_ptr()
     }
 }
 
@@ -108,8 +152,8 @@ impl Kernel for Gemm<'_> {
             for panel in 0..b.panels() {
                 // SAFETY: `gemm` has checked the lengths of `a` and `c`, and every panel is `rows` × `panel` floats.
                 unsafe {
-                    let strip =
-                        GemmRows { a, lda, depth: b.rows, b: b.panel_ptr(panel), c: c.add(panel * b.panel), ldc };
+                    let (c, scale) = (c.add(panel * b.panel), None);
+                    let strip = GemmRows { a, lda, depth: b.rows, b: b.panel_ptr(panel), scale, c, ldc };
                     in_row_groups::<S, _>(&strip, start..rows.min(start + STRIP));
                 }
             }
@@ -118,26 +162,35 @@ impl Kernel for Gemm<'_> {
 }
 
 /// One panel's product, the simplest [`RowKernel`].
-pub(super) struct GemmRows {
+pub(super) struct GemmRows<T> {
     /// Row `i` of the left-hand side starts at `a + i·lda`.
     pub(super) a: *const f32,
     pub(super) lda: usize,
     /// Length of the inner products.
     pub(super) depth: usize,
     /// The panel.
-    pub(super) b: *const f32,
+    pub(super) b: *const T,
+    /// What each of the panel's columns is multiplied by in the end.
+    pub(super) scale: Option<*const f32>,
     /// Row `i` of the result starts at `c + i·ldc`.
     pub(super) c: *mut f32,
     pub(super) ldc: usize,
 }
 
-impl RowKernel for GemmRows {
+impl<T: Number> RowKernel for GemmRows<T> {
     #[inline(always)]
     unsafe fn rows<S: Simd, const M: usize, const N: usize>(&self, first: usize) {
         // SAFETY: whoever made this vouches for the matrices.
         unsafe {
             let a: [*const f32; M] = std::array::from_fn(|m| self.a.wrapping_add((first + m) * self.lda));
-            let sums = accumulate::<S, M, N>(&a, &[0], self.depth, self.b);
+            let mut sums = [[S::splat(0.0); N]; M];
+            accumulate::<S, T, M, N>(&mut sums, &a, &[0], self.depth, self.b);
+            if let Some(scale) = self.scale {
+                let scale: [S::V; N] = std::array::from_fn(|n| S::load(scale.add(n * S::LANES)));
+                for row in &mut sums {
+                    *row = std::array::from_fn(|n| S::mul(row[n], scale[n]));
+                }
+            }
             for (m, row) in sums.iter().enumerate() {
                 let c = self.c.add((first + m) * self.ldc);
                 for (n, &sum) in row.iter().enumerate() {
@@ -193,25 +246,25 @@ unsafe fn in_groups<S: Simd, K: RowKernel, const N: usize>(kernel: &K, rows: Ran
     }
 }
 
-/// The micro-kernel: `sums[m][n] = Σ_segments Σ_k a[m][segment + k] · b[…][n]`, all M × N sums in registers; `b` moves
+/// The micro-kernel: `sums[m][n] += Σ_segments Σ_k a[m][segment + k] · b[…][n]`, all M × N sums in registers; `b` moves
 /// on by one panel row with each k.
 ///
 /// # Safety
 /// The CPU must have `S`; `a[m] + segment` must be readable for `length` floats, and `b` hold
 /// `segments · length` rows of N vectors.
 #[inline(always)]
-pub(super) unsafe fn accumulate<S: Simd, const M: usize, const N: usize>(
+pub(super) unsafe fn accumulate<S: Simd, T: Number, const M: usize, const N: usize>(
+    sums: &mut [[S::V; N]; M],
     a: &[*const f32; M],
     segments: &[usize],
     length: usize,
-    mut b: *const f32,
-) -> [[S::V; N]; M] {
+    mut b: *const T,
+) {
     // SAFETY: as the caller promised.
     unsafe {
-        let mut sums = [[S::splat(0.0); N]; M];
         for &segment in segments {
             for k in segment..segment + length {
-                let row: [S::V; N] = std::array::from_fn(|n| S::load(b.wrapping_add(n * S::LANES)));
+                let row: [S::V; N] = std::array::from_fn(|n| T::load::<S>(b.wrapping_add(n * S::LANES)));
                 for m in 0..M {
                     let x = S::splat(*a[m].add(k));
                     for n in 0..N {
@@ -221,7 +274,6 @@ pub(super) unsafe fn accumulate<S: Simd, const M: usize, const N: usize>(
                 b = b.add(N * S::LANES);
             }
         }
-        sums
     }
 }
 

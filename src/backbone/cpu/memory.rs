@@ -137,8 +137,8 @@ pub(super) struct Tensor {
     row: usize,
 }
 
-/// Tensors are readable in whole tiles of this side (that of the larger Winograd output tile).
-pub(super) const TILE: usize = 4;
+/// Tensors are readable in whole tiles of this side: the input of the largest Winograd tile, less what tiles share.
+pub(super) const TILE: usize = 8;
 
 impl Tensor {
     pub(super) fn new(layout: &mut Layout, side: usize, channels: usize, pad: usize) -> Self {
@@ -149,6 +149,11 @@ impl Tensor {
     /// Pixels in all.
     pub(super) fn pixels(&self) -> usize {
         self.side * self.side
+    }
+
+    /// Bytes of all pixels, without the border.
+    pub(super) fn bytes(&self) -> u64 {
+        (self.pixels() * self.channels * size_of::<f32>()) as u64
     }
 
     /// Floats from a pixel to the one below.

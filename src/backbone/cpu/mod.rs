@@ -5,8 +5,9 @@
 //!
 //! - `memory`: aligned memory, and tensors (HWC, with a border of zeros) as places in it;
 //! - `gemm`: packed matrices and the register-blocked micro-kernel, written once over [`Simd`](crate::simd::Simd);
-//! - `direct`: convolutions of any size and stride as products read in place, and the maximum after conv1;
-//! - `winograd`: 3×3 convolutions with stride 1 at a quarter of the multiplications;
+//! - `stem`: conv1 and the maximum after it;
+//! - `direct`: other convolutions as products read in place;
+//! - `winograd`: 3×3 convolutions at a quarter of the multiplications, with stride 2 at nine sixteenths;
 //! - `network`: the steps, their buffers, and how threads share them.
 //!
 //! The threads meet once a step ([`Workers::run`]) and take items of work from a counter in between, so a thread that
@@ -17,6 +18,7 @@ mod direct;
 pub(crate) mod gemm;
 mod memory;
 mod network;
+mod stem;
 mod winograd;
 
 use std::sync::Arc;
@@ -27,7 +29,23 @@ use crate::workers::Workers;
 use super::{Backbone, BackboneError, Identity, Pyramid, ResNet18};
 use network::Network;
 
-pub use network::Method;
+pub use network::{Method, StepInfo};
+
+/// What an engine is built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// How convolutions are computed.
+    pub method: Method,
+    /// Stages to pack weights for, 1 to 4: a pyramid can hold none beyond them. Stage 4 has three quarters of all
+    /// weights.
+    pub depth: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { method: Method::Winograd, depth: 4 }
+    }
+}
 
 /// A ResNet18 packed for one image side, one instruction set and a set of threads.
 pub struct CpuBackbone {
@@ -46,20 +64,20 @@ impl CpuBackbone {
     /// # Panics
     /// If this CPU does not have `isa`.
     pub fn new(net: &ResNet18, size: usize, isa: Isa, workers: Arc<Workers>) -> Result<Self, BackboneError> {
-        Self::with_method(net, size, Method::Winograd, isa, workers)
+        Self::with_options(net, size, Options::default(), isa, workers)
     }
 
-    /// [`CpuBackbone::new`] with a choice of how convolutions are computed.
+    /// [`CpuBackbone::new`] with a choice of how convolutions are computed, and how many stages.
     ///
     /// # Errors
     /// As [`CpuBackbone::new`].
     ///
     /// # Panics
-    /// As [`CpuBackbone::new`].
-    pub fn with_method(
+    /// As [`CpuBackbone::new`], and if the depth is not 1 to 4.
+    pub fn with_options(
         net: &ResNet18,
         size: usize,
-        method: Method,
+        options: Options,
         isa: Isa,
         workers: Arc<Workers>,
     ) -> Result<Self, BackboneError> {
@@ -67,19 +85,35 @@ impl CpuBackbone {
             return Err(BackboneError::Side(size));
         }
         assert!(isa.is_available(), "this CPU has no {isa}");
-        let network = Network::new(net, size, method, isa, workers.count());
+        assert!((1..=4).contains(&options.depth), "a ResNet18 has 4 stages, not {}", options.depth);
+        let network = Network::new(net, size, options, isa, workers.count());
         Ok(Self { size, identity: net.identity(), workers, network })
     }
 
-    /// Another engine on the same packed weights, with an arena of its own: for a second cell at the same time.
+    /// How many stages it can compute.
     #[must_use]
-    pub fn another(&self) -> Self {
-        let Self { size, identity, .. } = *self;
-        Self { size, identity, workers: Arc::clone(&self.workers), network: self.network.another() }
+    pub fn depth(&self) -> usize {
+        self.network.depth()
     }
 
-    /// [`Backbone::run`] that calls `observe` after each step with the step's name and its multiply-adds (0 where
-    /// there are none to speak of): for profiles.
+    /// Another engine on the same packed weights, with an arena of its own: for a second cell at the same time. Where it
+    /// has several threads, it takes turns with this one: see [`CpuBackbone::another_on`].
+    #[must_use]
+    pub fn another(&self) -> Self {
+        self.another_on(Arc::clone(&self.workers))
+    }
+
+    /// [`CpuBackbone::another`] with threads of its own.
+    ///
+    /// # Panics
+    /// If there are not as many of them as this engine has.
+    #[must_use]
+    pub fn another_on(&self, workers: Arc<Workers>) -> Self {
+        assert_eq!(workers.count(), self.workers.count(), "engines on the same packed weights have as many threads");
+        Self { size: self.size, identity: self.identity, workers, network: self.network.another() }
+    }
+
+    /// [`Backbone::run`] that calls `observe` after each step: for profiles, and at no cost where `observe` does nothing.
     ///
     /// # Errors
     /// As [`Backbone::run`].
@@ -87,7 +121,7 @@ impl CpuBackbone {
         &mut self,
         image: &[f32],
         pyramid: &mut Pyramid,
-        observe: impl FnMut(&str, u64),
+        observe: impl FnMut(&StepInfo),
     ) -> Result<(), BackboneError> {
         let size = self.size;
         if image.len() != size * size {
@@ -95,6 +129,10 @@ impl CpuBackbone {
         }
         if pyramid.size() != size {
             return Err(BackboneError::PyramidSize { size });
+        }
+        let (wanted, built) = (pyramid.depth(), self.network.depth());
+        if wanted > built {
+            return Err(BackboneError::Stage { wanted, built });
         }
         self.network.run(image, pyramid, &self.workers, observe);
         Ok(())
@@ -111,7 +149,7 @@ impl Backbone for CpuBackbone {
     }
 
     fn run(&mut self, image: &[f32], pyramid: &mut Pyramid) -> Result<(), BackboneError> {
-        self.run_observed(image, pyramid, |_, _| ())
+        self.run_observed(image, pyramid, |_| ())
     }
 }
 

@@ -8,8 +8,10 @@ use crate::backbone::{Pyramid, ResNet18, STAGE_CHANNELS, STAGE_STRIDES};
 use crate::simd::{Isa, Simd};
 use crate::workers::Workers;
 
-use super::direct::{Direct, MaxPool};
+use super::Options;
+use super::direct::{self, Direct};
 use super::memory::{Aligned, LINE, Layout, Memory, Tensor};
+use super::stem::Stem;
 use super::winograd::{Share, Tile, Winograd};
 
 /// Where a convolution reads and writes, and what happens to each sum on its way out.
@@ -46,7 +48,7 @@ impl Ends {
 /// How convolutions are computed; Winograd trades accuracy in the last digits for speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// Winograd where it applies (3×3, stride 1), else direct.
+    /// Winograd for 3×3 kernels unless a map has very few pixels, else direct.
     Winograd,
     /// Direct everywhere.
     Direct,
@@ -60,17 +62,42 @@ enum Algorithm {
 
 #[derive(Debug)]
 struct Layer {
-    name: String,
     algorithm: Algorithm,
     bias: Vec<f32>,
     ends: Ends,
-    multiply_adds: u64,
+}
+
+/// What a step does, for profiles.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepInfo {
+    /// The convolution's name in torchvision's ResNet18, or `output` for a map that is copied out. `conv1` includes the
+    /// maximum after it.
+    pub name: String,
+    /// How it is computed.
+    pub algorithm: &'static str,
+    /// Multiply-adds of the convolution as it is defined; 0 where there are none to speak of.
+    pub multiply_adds: u64,
+    /// Multiply-adds that the algorithm does in its products (Winograd: fewer, but transforms come on top).
+    pub performed: u64,
+    /// Bytes of packed weights, each read at least once.
+    pub weight_bytes: u64,
+    /// Bytes of the maps that are read and written, each counted once.
+    pub map_bytes: u64,
 }
 
 #[derive(Debug)]
-enum Step {
+struct Step {
+    info: StepInfo,
+    work: Work,
+}
+
+#[derive(Debug)]
+enum Work {
     Convolution(Layer),
-    MaxPool {
+    /// conv1 with its ReLU, and the maximum after it.
+    Stem {
+        conv: Stem,
+        bias: Vec<f32>,
         input: Tensor,
         output: Tensor,
     },
@@ -91,26 +118,26 @@ pub(super) struct Network {
     arena: Aligned,
     /// Where the threads' scratch begins, and how much each has.
     scratch: (usize, usize),
+    /// How many stages there are.
+    depth: usize,
 }
 
 /// Buffers are shared as far as a residual block allows: each stage has `kept`, the map that the shortcut passes by
 /// and to which the second convolution adds, and `inner`, between the two convolutions.
 impl Network {
-    pub(super) fn new(net: &ResNet18, size: usize, method: Method, isa: Isa, threads: usize) -> Self {
+    pub(super) fn new(net: &ResNet18, size: usize, options: Options, isa: Isa, threads: usize) -> Self {
+        let Options { method, depth } = options;
         let mut layout = Layout::default();
         let mut steps = Vec::new();
         let mut convs = net.convs().iter();
-        let mut convolution = |input, output, add, relu| {
-            let conv = convs.next().expect("ResNet18 has checked that every convolution is there");
-            Step::Convolution(Layer::new(conv, Ends { input, output, add, relu }, method, isa))
-        };
+        let mut next = || convs.next().expect("ResNet18 has checked that every convolution is there");
 
         let input = Tensor::new(&mut layout, size, 1, 3);
-        let stem = Tensor::new(&mut layout, size / 2, STAGE_CHANNELS[0], 1);
         let mut before = Tensor::new(&mut layout, size / 4, STAGE_CHANNELS[0], 1);
-        steps.push(convolution(input, stem, false, true));
-        steps.push(Step::MaxPool { input: stem, output: before });
-        for stage in 0..4 {
+        steps.push(Step::stem(next(), input, before, isa));
+        let mut convolution =
+            |input, output, add, relu| Step::convolution(next(), Ends { input, output, add, relu }, method, isa);
+        for stage in 0..depth {
             let (side, channels) = (size / STAGE_STRIDES[stage], STAGE_CHANNELS[stage]);
             let inner = Tensor::new(&mut layout, side, channels, 1);
             let kept = if stage == 0 { before } else { Tensor::new(&mut layout, side, channels, 1) };
@@ -124,28 +151,33 @@ impl Network {
             steps.push(second);
             steps.push(convolution(kept, inner, false, true));
             steps.push(convolution(inner, kept, true, true));
-            steps.push(Step::Output { stage, map: kept });
+            steps.push(Step::output(stage, kept));
             before = kept;
         }
         let scratch = steps.iter().map(Step::scratch).max().unwrap_or(0).next_multiple_of(LINE);
         let scratch = (layout.reserve(scratch * threads), scratch);
-        Self { isa, input, steps: steps.into(), arena: layout.allocate(), scratch }
+        Self { isa, input, steps: steps.into(), arena: layout.allocate(), scratch, depth }
     }
 
     /// The same network over an arena of its own; the packed weights are shared.
     pub(super) fn another(&self) -> Self {
-        let Self { isa, input, scratch, .. } = *self;
-        Self { isa, input, steps: Arc::clone(&self.steps), arena: Aligned::zeros(self.arena.as_slice().len()), scratch }
+        let Self { isa, input, scratch, depth, .. } = *self;
+        let arena = Aligned::zeros(self.arena.as_slice().len());
+        Self { isa, input, steps: Arc::clone(&self.steps), arena, scratch, depth }
     }
 
-    /// Runs all steps; `observe` hears of each when it is done, with its name and its multiply-adds (0 for a step that
-    /// has none).
+    /// How many stages it can compute.
+    pub(super) fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Runs all steps up to the last stage that `pyramid` holds; `observe` hears of each when it is done.
     pub(super) fn run(
         &mut self,
         image: &[f32],
         pyramid: &mut Pyramid,
         workers: &Workers,
-        mut observe: impl FnMut(&str, u64),
+        mut observe: impl FnMut(&StepInfo),
     ) {
         let memory = Memory::new(self.arena.as_mut_slice());
         for (y, row) in image.chunks_exact(self.input.side).enumerate() {
@@ -153,17 +185,17 @@ impl Network {
             unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), memory.at(self.input.pixel(y, 0)), row.len()) };
         }
         let isa = self.isa;
-        for step in self.steps.iter() {
+        let (wanted, depth) = (pyramid.stages(), pyramid.depth());
+        for Step { info, work } in self.steps.iter() {
             let next = AtomicUsize::new(0);
-            match step {
-                Step::Convolution(layer) => {
+            match work {
+                Work::Convolution(Layer { algorithm, bias, ends }) => {
                     let share = Share { next: &next, threads: workers.count() };
                     let (scratch, each) = self.scratch;
                     workers.run(&|thread| {
-                        let Layer { bias, ends, .. } = layer;
                         // SAFETY: tensors and scratch lie in this arena, which only this step's threads use now.
                         unsafe {
-                            match &layer.algorithm {
+                            match algorithm {
                                 Algorithm::Direct(conv) => conv.run(isa, memory, ends, bias, &next),
                                 Algorithm::Winograd(conv) => {
                                     conv.run(isa, memory, ends, bias, share, scratch + thread * each);
@@ -171,18 +203,28 @@ impl Network {
                             }
                         }
                     });
-                    observe(&layer.name, layer.multiply_adds);
                 }
-                Step::MaxPool { input, output } => {
-                    workers.run(&|_| isa.run(MaxPool { memory, input, output, next: &next }));
-                    observe("maxpool", 0);
+                Work::Stem { conv, bias, input, output } => {
+                    let (scratch, each) = self.scratch;
+                    workers.run(&|thread| {
+                        let scratch = scratch + thread * each;
+                        // SAFETY: tensors and scratch lie in this arena, which only this step's threads use now.
+                        unsafe { conv.run(isa, memory, input, output, bias, &next, scratch) };
+                    });
                 }
-                Step::Output { stage, map } => {
-                    let out = Memory::new(pyramid.map_mut(*stage));
-                    workers.run(&|_| copy_out(memory, map, out, &next));
-                    observe("output", 0);
+                Work::Output { stage, map } => {
+                    if wanted[*stage] {
+                        let out = Memory::new(pyramid.map_mut(*stage));
+                        workers.run(&|_| copy_out(memory, map, out, &next));
+                        observe(info);
+                    }
+                    if stage + 1 >= depth {
+                        return;
+                    }
+                    continue;
                 }
             }
+            observe(info);
         }
     }
 }
@@ -200,29 +242,143 @@ fn copy_out(memory: Memory, map: &Tensor, out: Memory, next: &AtomicUsize) {
     }
 }
 
+/// How a convolution is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Choice {
+    Direct,
+    Winograd { tile: Tile, scaled: bool },
+}
+
+impl Choice {
+    /// One multiply-add for each output channel and tile or pixel.
+    const MULTIPLY: usize = 5;
+    /// Fetching a byte of weights, between what was measured from memory and from the last cache of a Zen 4 server:
+    /// 37 GB/s against 59 G multiply-adds a second.
+    const FETCH: usize = 8;
+    /// Widening a 16-bit weight.
+    const WIDEN: usize = 4;
+
+    /// From the layer's shape and weights alone, so that every machine computes the same.
+    ///
+    /// With many tiles the fewest multiply-adds win. With few, what counts is the bytes of weights, since each is used
+    /// once a tile or a pixel: transformed weights are 4 times as many as plain ones for tiles of 4, 1.8 times for 2.
+    fn new(method: Method, conv: &Conv, side: usize) -> Self {
+        if method == Method::Direct || conv.kernel != 3 {
+            return Self::Direct;
+        }
+        let fetch = |narrow: bool| if narrow { Self::WIDEN + 2 * Self::FETCH } else { 4 * Self::FETCH };
+        let winograd = |tile: Tile, scaled: bool| {
+            let products = tile.points() * side.div_ceil(tile.side()).pow(2);
+            (Self::MULTIPLY * products + fetch(scaled) * tile.weights(), Self::Winograd { tile, scaled })
+        };
+        let fours = if conv.stride == 1 { Tile::Four } else { Tile::Apart };
+        let exact = winograd(fours, false);
+        if side.div_ceil(fours.side()).pow(2) >= MANY_TILES {
+            return exact.1;
+        }
+        let direct = (9 * (Self::MULTIPLY * side * side + fetch(direct::fit_in_halves(conv))), Self::Direct);
+        let twos = winograd(Tile::Two, false);
+        let all = [exact, winograd(fours, true), direct, if conv.stride == 1 { twos } else { exact }];
+        all.into_iter().min_by_key(|(cost, _)| *cost).map_or(Self::Direct, |(_, choice)| choice)
+    }
+}
+
+/// From so many tiles on, products take the time and not fetching weights.
+const MANY_TILES: usize = 12;
+
 impl Step {
+    fn convolution(conv: &Conv, ends: Ends, method: Method, isa: Isa) -> Self {
+        let pixels = ends.output.pixels();
+        let algorithm = match Choice::new(method, conv, ends.output.side) {
+            Choice::Direct => Algorithm::Direct(Direct::new(conv, pixels, isa)),
+            Choice::Winograd { tile, scaled } => Algorithm::Winograd(Winograd::new(conv, tile, scaled, isa)),
+        };
+        let multiply_adds = (ends.output.pixels() * conv.weight.len()) as u64;
+        let (name, performed, weight_bytes) = match &algorithm {
+            Algorithm::Direct(conv) => (conv.name(), multiply_adds, conv.weight_bytes()),
+            Algorithm::Winograd(conv) => (conv.name(), conv.multiply_adds(ends.output.side), conv.weight_bytes()),
+        };
+        let info = StepInfo {
+            name: conv.name.clone(),
+            algorithm: name,
+            multiply_adds,
+            performed,
+            weight_bytes: weight_bytes as u64,
+            // The output is read too where something is added to it.
+            map_bytes: ends.input.bytes() + ends.output.bytes() * if ends.add { 2 } else { 1 },
+        };
+        Self { info, work: Work::Convolution(Layer { algorithm, bias: conv.bias.clone(), ends }) }
+    }
+
+    fn stem(conv: &Conv, input: Tensor, output: Tensor, isa: Isa) -> Self {
+        let multiply_adds = (4 * output.pixels() * conv.weight.len()) as u64;
+        let stem = Stem::new(conv, isa);
+        let info = StepInfo {
+            name: conv.name.clone(),
+            algorithm: "direct, maximum",
+            multiply_adds,
+            performed: multiply_adds,
+            weight_bytes: stem.weight_bytes() as u64,
+            map_bytes: input.bytes() + output.bytes(),
+        };
+        Self { info, work: Work::Stem { conv: stem, bias: conv.bias.clone(), input, output } }
+    }
+
+    fn output(stage: usize, map: Tensor) -> Self {
+        let info = StepInfo {
+            name: "output".into(),
+            algorithm: "copy",
+            multiply_adds: 0,
+            performed: 0,
+            weight_bytes: 0,
+            map_bytes: 2 * map.bytes(),
+        };
+        Self { info, work: Work::Output { stage, map } }
+    }
+
     /// Floats of scratch that each thread needs.
     fn scratch(&self) -> usize {
-        match self {
-            Self::Convolution(Layer { algorithm: Algorithm::Winograd(conv), .. }) => conv.scratch(),
+        match &self.work {
+            Work::Convolution(Layer { algorithm: Algorithm::Winograd(conv), .. }) => conv.scratch(),
+            Work::Stem { conv, output, .. } => conv.scratch(output.side),
             _ => 0,
         }
     }
 }
 
-impl Layer {
-    fn new(conv: &Conv, ends: Ends, method: Method, isa: Isa) -> Self {
-        let algorithm = if method == Method::Winograd && conv.kernel == 3 && conv.stride == 1 {
-            Algorithm::Winograd(Winograd::new(conv, Tile::for_side(ends.output.side), isa))
-        } else {
-            Algorithm::Direct(Direct::new(conv, isa))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choice(stride: usize, side: usize, weight: f32) -> Choice {
+        let conv = Conv {
+            name: "c".into(),
+            inputs: 64,
+            outputs: 64,
+            kernel: 3,
+            stride,
+            weight: vec![weight; 64 * 64 * 9],
+            bias: vec![0.0; 64],
         };
-        Self {
-            name: conv.name.clone(),
-            algorithm,
-            bias: conv.bias.clone(),
-            multiply_adds: (ends.output.pixels() * conv.weight.len()) as u64,
-            ends,
+        Choice::new(Method::Winograd, &conv, side)
+    }
+
+    #[test]
+    fn each_shape_has_its_algorithm() {
+        let (exact, third) = (0.5, 1.0 / 3.0);
+        let winograd = |tile, scaled| Choice::Winograd { tile, scaled };
+        for side in [14, 16, 64, 128] {
+            assert_eq!(choice(1, side, exact), winograd(Tile::Four, false), "{side}");
+            assert_eq!(choice(2, side, exact), winograd(Tile::Apart, false), "{side}");
         }
+        // A few tiles: half the bytes of weights are worth the widening.
+        assert_eq!(choice(1, 8, exact), winograd(Tile::Four, true));
+        assert_eq!(choice(2, 8, exact), winograd(Tile::Apart, true));
+        // Fewer: tiles of 2 have fewer weights.
+        assert_eq!(choice(1, 4, exact), winograd(Tile::Two, false));
+        // A pixel or four: plain weights, in halves if they fit.
+        assert_eq!(choice(1, 2, exact), Choice::Direct);
+        assert_eq!(choice(2, 4, exact), Choice::Direct);
+        assert_eq!(choice(1, 2, third), Choice::Direct);
     }
 }

@@ -1,17 +1,18 @@
-//! Winograd's minimal filtering for 3×3 convolutions with stride 1 (Lavin and Gray, "Fast algorithms for convolutional
-//! neural networks", 2016).
+//! Winograd's minimal filtering for 3×3 convolutions (Lavin and Gray, "Fast algorithms for convolutional neural networks",
+//! 2016), with stride 1 and, taken apart by the parity of the pixels, with stride 2.
 //!
 //! F(m×m, 3×3) makes an m×m tile of output from an (m + 2)×(m + 2) tile of input with (m + 2)² multiplications instead
 //! of 9·m²: a quarter for m = 4, 1/2.25 for m = 2. The image is worked through in blocks of tiles that stay in cache:
 //! input tiles are transformed, each of the (m + 2)² *points* is one small matrix product over the channels, and the
 //! products are transformed back, with bias, shortcut and ReLU on the way out.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::backbone::weights::Conv;
 use crate::simd::{Isa, Kernel, Simd};
 
-use super::gemm::{GemmRows, PackedMatrix, in_row_groups};
+use super::gemm::{GemmRows, Number, PackedMatrix, in_row_groups, panel_width};
 use super::memory::{LINE, Memory};
 use super::network::Ends;
 
@@ -25,55 +26,109 @@ pub(super) enum Tile {
     Two,
     /// F(4×4, 3×3).
     Four,
+    /// 4×4 for a kernel that moves by two pixels: see [`Apart`].
+    Apart,
 }
 
 impl Tile {
-    /// The rule: tiles of 4, unless the map has so few of them that the transformed weights, four times the plain ones,
-    /// cost more to fetch than they spare: each weight is used once a tile.
-    pub(super) fn for_side(side: usize) -> Self {
-        if side.div_ceil(4).pow(2) < 12 { Self::Two } else { Self::Four }
-    }
-
-    const fn side(self) -> usize {
+    /// Output pixels.
+    pub(super) const fn side(self) -> usize {
         match self {
             Self::Two => 2,
-            Self::Four => 4,
+            Self::Four | Self::Apart => 4,
         }
     }
 
-    const fn points(self) -> usize {
-        (self.side() + 2) * (self.side() + 2)
+    /// Products of each input and output channel.
+    pub(super) const fn points(self) -> usize {
+        match self {
+            Self::Two => 4 * 4,
+            Self::Four => 6 * 6,
+            Self::Apart => 9 * 9,
+        }
     }
+
+    /// Weights of each input and output channel.
+    pub(super) const fn weights(self) -> usize {
+        match self {
+            Self::Two | Self::Four => self.points(),
+            Self::Apart => 6 * 6,
+        }
+    }
+}
+
+/// Rows are input channels; columns run over groups of output channels, the transformed weights, and the channels of a
+/// group.
+#[derive(Debug)]
+enum Weights {
+    Single(PackedMatrix),
+    /// 16-bit integers and a scale for each column: half the bytes to fetch, where that is what takes the time. An error
+    /// of 2⁻¹⁶ of a column's largest weight, an eighth of what halves would leave.
+    Scaled(PackedMatrix<i16>, Vec<f32>),
 }
 
 /// A convolution packed for [`Winograd::run`].
 #[derive(Debug)]
 pub(super) struct Winograd {
-    /// Rows are input channels; columns run over groups of output channels, points, and the channels of a group.
-    weights: PackedMatrix,
+    weights: Weights,
     tile: Tile,
     inputs: usize,
     outputs: usize,
     /// Tiles of a block: enough to use each weight often, few enough that transformed input, product and one group's
-    /// weights stay about the second cache level. Half or twice as many make no measurable difference.
+    /// weights stay about the second cache level. Half or twice as many make little difference.
     block: usize,
 }
 
 impl Winograd {
-    pub(super) fn new(conv: &Conv, tile: Tile, isa: Isa) -> Self {
+    pub(super) fn new(conv: &Conv, tile: Tile, scaled: bool, isa: Isa) -> Self {
         let transformed = match tile {
-            Tile::Two => transform_weights::<F2, 4, 2>(conv),
-            Tile::Four => transform_weights::<F4, 6, 4>(conv),
+            Tile::Two => transform_weights(&F2::WEIGHTS, conv),
+            Tile::Four => transform_weights(&F4::WEIGHTS, conv),
+            Tile::Apart => transform_weights(&Apart::WEIGHTS, conv),
         };
         let Conv { inputs, outputs, .. } = *conv;
-        let points = tile.points();
-        let weights = PackedMatrix::new(isa, inputs, points * outputs, |i, column| {
+        let points = tile.weights();
+        let columns = points * outputs;
+        let weight = |i: usize, column: usize| {
             let (group, rest) = (column / (points * GROUP), column % (points * GROUP));
             let (point, o) = (rest / GROUP, group * GROUP + rest % GROUP);
             transformed[(i * points + point) * outputs + o]
-        });
-        let block = if inputs <= 128 { 32 } else { 16 };
+        };
+        let weights = if scaled {
+            let largest = |column| (0..inputs).map(|i| weight(i, column).abs()).fold(f32::MIN_POSITIVE, f32::max);
+            let scale: Vec<f32> = (0..columns).map(|column| largest(column) / f32::from(i16::MAX)).collect();
+            let whole = |i: usize, column: usize| (weight(i, column) / scale[column]).round() as i16;
+            Weights::Scaled(PackedMatrix::new(isa, inputs, columns, whole), scale)
+        } else {
+            Weights::Single(PackedMatrix::new(isa, inputs, columns, weight))
+        };
+        let many = tile != Tile::Apart && (inputs <= 64 || inputs <= 128 && panel_width(isa) > 16);
+        let block = if many { 32 } else { 16 };
         Self { weights, tile, inputs, outputs, block }
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        match (self.tile, &self.weights) {
+            (Tile::Two, Weights::Single(_)) => "winograd 2×2",
+            (Tile::Two, Weights::Scaled(..)) => "winograd 2×2 16-bit",
+            (Tile::Four, Weights::Single(_)) => "winograd 4×4",
+            (Tile::Four, Weights::Scaled(..)) => "winograd 4×4 16-bit",
+            (Tile::Apart, Weights::Single(_)) => "winograd 4×4/2",
+            (Tile::Apart, Weights::Scaled(..)) => "winograd 4×4/2 16-bit",
+        }
+    }
+
+    /// Bytes of transformed, packed weights.
+    pub(super) fn weight_bytes(&self) -> usize {
+        match &self.weights {
+            Weights::Single(weights) => weights.bytes(),
+            Weights::Scaled(weights, _) => weights.bytes(),
+        }
+    }
+
+    /// Multiply-adds of all products for an output of `side` pixels.
+    pub(super) fn multiply_adds(&self, side: usize) -> u64 {
+        (side.div_ceil(self.tile.side()).pow(2) * self.tile.points() * self.inputs * self.outputs) as u64
     }
 
     /// Floats between the points of the transformed input. A line more than needed, lest all points fall on the same
@@ -142,6 +197,7 @@ impl Kernel for WinogradKernel<'_> {
             match self.conv.tile {
                 Tile::Two => self.blocks::<S, F2, 4, 2>(),
                 Tile::Four => self.blocks::<S, F4, 6, 4>(),
+                Tile::Apart => self.blocks::<S, Apart, 9, 4>(),
             }
         }
     }
@@ -176,7 +232,7 @@ impl WinogradKernel<'_> {
                 }
                 let group = item % items_per_block * groups_per_item;
                 for group in group..group + groups_per_item {
-                    self.multiply::<S>(group, count);
+                    self.multiply::<S, F, IN, OUT>(group, count);
                     self.transform_output::<S, F, IN, OUT>(across, first, count, group * GROUP);
                 }
             }
@@ -195,7 +251,8 @@ impl WinogradKernel<'_> {
         let input = &self.ends.input;
         let (channels, row, point) = (input.channels, input.row_stride(), self.conv.input_point());
         for tile in 0..count {
-            let (y, x) = ((first + tile) / across * OUT, (first + tile) % across * OUT);
+            let step = OUT * F::STRIDE;
+            let (y, x) = ((first + tile) / across * step, (first + tile) % across * step);
             // SAFETY: tensors are readable in whole tiles and their border; the scratch holds `block` tiles a point.
             unsafe {
                 let from = self.memory.at(input.bordered(y + input.pad - 1, x + input.pad - 1)).cast_const();
@@ -219,22 +276,52 @@ impl WinogradKernel<'_> {
 
     /// The products of all points for one group of output channels.
     #[inline(always)]
-    unsafe fn multiply<S: Simd>(&self, group: usize, count: usize) {
-        let conv = self.conv;
-        let (points, panels) = (conv.tile.points(), GROUP / conv.weights.panel());
-        for point in 0..points {
+    unsafe fn multiply<S: Simd, F: Filter<IN, OUT>, const IN: usize, const OUT: usize>(
+        &self,
+        group: usize,
+        count: usize,
+    ) {
+        // SAFETY: as the caller promised.
+        unsafe {
+            match &self.conv.weights {
+                Weights::Single(weights) => self.multiply_by::<S, _, F, IN, OUT>(weights, None, group, count),
+                Weights::Scaled(weights, scale) => {
+                    self.multiply_by::<S, _, F, IN, OUT>(weights, Some(scale), group, count);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_by<S: Simd, T: Number, F: Filter<IN, OUT>, const IN: usize, const OUT: usize>(
+        &self,
+        weights: &PackedMatrix<T>,
+        scale: Option<&[f32]>,
+        group: usize,
+        count: usize,
+    ) {
+        let (conv, panels) = (self.conv, GROUP / weights.panel());
+        let across = F::WEIGHTS.len();
+        for weight in 0..across * across {
             for panel in 0..panels {
-                // SAFETY: both sides of the product lie in the scratch, as laid out by `scratch`.
-                unsafe {
-                    let rows = GemmRows {
-                        a: self.transformed.add(point * conv.input_point()),
-                        lda: conv.inputs,
-                        depth: conv.inputs,
-                        b: conv.weights.panel_ptr((group * points + point) * panels + panel),
-                        c: self.product.add(point * conv.product_point() + panel * conv.weights.panel()),
-                        ldc: GROUP,
-                    };
-                    in_row_groups::<S, _>(&rows, 0..count);
+                let index = (group * across * across + weight) * panels + panel;
+                for row in F::points_of(weight / across) {
+                    for column in F::points_of(weight % across) {
+                        let point = row * IN + column;
+                        // SAFETY: both sides of the product lie in the scratch, as laid out by `scratch`.
+                        unsafe {
+                            let rows = GemmRows {
+                                a: self.transformed.add(point * conv.input_point()),
+                                lda: conv.inputs,
+                                depth: conv.inputs,
+                                b: weights.panel_ptr(index),
+                                scale: scale.map(|scale| scale[index * weights.panel()..].as_ptr()),
+                                c: self.product.add(point * conv.product_point() + panel * weights.panel()),
+                                ldc: GROUP,
+                            };
+                            in_row_groups::<S, _>(&rows, 0..count);
+                        }
+                    }
                 }
             }
         }
@@ -277,10 +364,20 @@ impl WinogradKernel<'_> {
     }
 }
 
-/// The three matrices of F(OUT×OUT, 3×3) with IN = OUT + 2, each applied to one row or column.
+/// The three matrices of a minimal filter that makes OUT values of IN with a kernel of 3, each applied to one row or
+/// column.
 trait Filter<const IN: usize, const OUT: usize> {
-    /// G, for the weights.
-    const WEIGHTS: [[f64; 3]; IN];
+    /// Pixels by which the kernel moves.
+    const STRIDE: usize = 1;
+    /// G, for the weights, without rows that are the same as another.
+    const WEIGHTS: &'static [[f64; 3]];
+
+    /// The values that are multiplied with row `weight` of G.
+    #[inline(always)]
+    fn points_of(weight: usize) -> Range<usize> {
+        weight..weight + 1
+    }
+
     /// Bᵀ.
     unsafe fn input<S: Simd>(d: [S::V; IN]) -> [S::V; IN];
     /// Aᵀ.
@@ -292,7 +389,7 @@ struct F2;
 // SAFETY (whole impl): vector arithmetic only; the CPU has `S`.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Filter<4, 2> for F2 {
-    const WEIGHTS: [[f64; 3]; 4] = [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
+    const WEIGHTS: &'static [[f64; 3]] = &[[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
 
     #[inline(always)]
     unsafe fn input<S: Simd>(d: [S::V; 4]) -> [S::V; 4] {
@@ -310,7 +407,7 @@ struct F4;
 // SAFETY (whole impl): vector arithmetic only; the CPU has `S`.
 #[allow(clippy::undocumented_unsafe_blocks)]
 impl Filter<6, 4> for F4 {
-    const WEIGHTS: [[f64; 3]; 6] = [
+    const WEIGHTS: &'static [[f64; 3]] = &[
         [1.0 / 4.0, 0.0, 0.0],
         [-1.0 / 6.0, -1.0 / 6.0, -1.0 / 6.0],
         [-1.0 / 6.0, 1.0 / 6.0, -1.0 / 6.0],
@@ -352,20 +449,75 @@ impl Filter<6, 4> for F4 {
     }
 }
 
-/// G w Gᵀ of every kernel, in f64: `inputs × points × outputs`.
-fn transform_weights<F: Filter<IN, OUT>, const IN: usize, const OUT: usize>(conv: &Conv) -> Vec<f32> {
+/// A kernel of 3 that moves by 2 is, for 4 outputs from 9 inputs, a kernel of 2 (its outer weights) over the 5 inputs with
+/// even numbers, for which F(4, 2) takes 5 products instead of 8, and one weight over the 4 with odd numbers: 9 products
+/// instead of 12, or 81 instead of 144 in two dimensions.
+struct Apart;
+
+// SAFETY (whole impl): vector arithmetic only; the CPU has `S`.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Filter<9, 4> for Apart {
+    const STRIDE: usize = 2;
+    const WEIGHTS: &'static [[f64; 3]] = &[
+        [1.0 / 2.0, 0.0, 0.0],
+        [-1.0 / 2.0, 0.0, -1.0 / 2.0],
+        [-1.0 / 6.0, 0.0, 1.0 / 6.0],
+        [1.0 / 6.0, 0.0, 1.0 / 3.0],
+        [0.0, 0.0, 1.0],
+        [0.0, 1.0, 0.0],
+    ];
+
+    #[inline(always)]
+    fn points_of(weight: usize) -> Range<usize> {
+        if weight < 5 { weight..weight + 1 } else { 5..9 }
+    }
+
+    #[inline(always)]
+    unsafe fn input<S: Simd>(d: [S::V; 9]) -> [S::V; 9] {
+        unsafe {
+            let (two, minus_two) = (S::splat(2.0), S::splat(-2.0));
+            let (e, near, far) = ([d[0], d[2], d[4], d[6], d[8]], S::sub(d[6], d[4]), S::sub(d[6], d[2]));
+            [
+                S::fma(two, S::sub(e[0], e[2]), far),
+                S::fma(minus_two, e[1], near),
+                S::fma(two, S::sub(e[1], e[2]), near),
+                far,
+                S::fma(minus_two, far, S::sub(e[4], e[2])),
+                d[1],
+                d[3],
+                d[5],
+                d[7],
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn output<S: Simd>(m: [S::V; 9]) -> [S::V; 4] {
+        unsafe {
+            let (sum, difference) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
+            [
+                S::add(S::add(m[0], sum), S::add(m[3], m[5])),
+                S::add(S::fma(S::splat(2.0), m[3], difference), m[6]),
+                S::add(S::fma(S::splat(4.0), m[3], sum), m[7]),
+                S::add(S::fma(S::splat(8.0), m[3], difference), S::add(m[4], m[8])),
+            ]
+        }
+    }
+}
+
+/// G w Gᵀ of every kernel, in f64: `inputs × weights × outputs`.
+fn transform_weights(g: &[[f64; 3]], conv: &Conv) -> Vec<f32> {
     let Conv { inputs, outputs, .. } = *conv;
-    let mut transformed = vec![0.0; inputs * IN * IN * outputs];
+    let across = g.len();
+    let mut transformed = vec![0.0; inputs * across * across * outputs];
     for i in 0..inputs {
         for o in 0..outputs {
             let w = &conv.weight[(o * inputs + i) * 9..][..9];
-            // G w, IN rows of 3.
-            let half = F::WEIGHTS
-                .map(|g| std::array::from_fn::<f64, 3, _>(|x| (0..3).map(|y| g[y] * f64::from(w[y * 3 + x])).sum()));
-            for (row, half) in half.iter().enumerate() {
-                for (column, g) in F::WEIGHTS.iter().enumerate() {
-                    let value: f64 = (0..3).map(|x| half[x] * g[x]).sum();
-                    transformed[(i * IN * IN + row * IN + column) * outputs + o] = value as f32;
+            for (row, down) in g.iter().enumerate() {
+                let half: [f64; 3] = std::array::from_fn(|x| (0..3).map(|y| down[y] * f64::from(w[y * 3 + x])).sum());
+                for (column, right) in g.iter().enumerate() {
+                    let value: f64 = (0..3).map(|x| half[x] * right[x]).sum();
+                    transformed[(i * across * across + row * across + column) * outputs + o] = value as f32;
                 }
             }
         }

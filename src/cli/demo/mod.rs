@@ -283,7 +283,7 @@ fn inspect(
     let grid = model.header().settings.grid as usize;
     let colours = line::colours();
     let lines = Lines::new(items.iter().map(|item| item.id.as_str()), grid, None, colours);
-    let mut batch = Batch::new(model, network, engine.threads(), items.len())?;
+    let mut batch = Batch::new(model, network, engine.threads(), engine.threads().min(items.len()))?;
     let (mut tally, mut table, mut cells, mut text) = (Tally::default(), Table::default(), Vec::new(), String::new());
     let started = Instant::now();
     let judge = |inspector: &mut crate::pipeline::Inspector, index: usize| {

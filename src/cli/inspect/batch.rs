@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 
 use crate::backbone::ResNet18;
-use crate::cli::shared::backbones;
+use crate::cli::shared::engine;
+use crate::embedding::Stages;
 use crate::eval::dataset::{Dataset, Item};
 use crate::model::Model;
 use crate::pipeline::Inspector;
@@ -19,11 +20,11 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// One thread a cell; all of them on one cell if there is only one.
+    /// `streams` cells in flight at the same time, on an equal share of `threads` each, at least one.
     ///
     /// # Errors
     /// If the model is not calibrated, or was fitted with another backbone.
-    pub fn new(model: &Arc<Model>, network: &ResNet18, threads: usize, cells: usize) -> anyhow::Result<Self> {
+    pub fn new(model: &Arc<Model>, network: &ResNet18, threads: usize, streams: usize) -> anyhow::Result<Self> {
         model.check_backbone(network.identity())?;
         if model.header().calibration.is_none() {
             anyhow::bail!(
@@ -31,13 +32,20 @@ impl Batch {
                 model.id()
             );
         }
-        let (inspectors, each) = if cells == 1 { (1, threads) } else { (threads.clamp(1, cells.max(1)), 1) };
-        let alone = Arc::new(Workers::new(each));
+        let streams = streams.max(1);
+        let each = (threads / streams).max(1);
         let size = model.header().settings.size as usize;
-        let inspectors = backbones(network, size, inspectors, &alone)?
-            .into_iter()
-            .map(|backbone| Ok(Inspector::new(Arc::clone(model), Box::new(backbone), Arc::clone(&alone))?))
-            .collect::<anyhow::Result<_>>()?;
+        let projection = model.projection();
+        let stages = Stages(std::array::from_fn(|stage| projection.uses(stage)));
+        let first = Arc::new(Workers::new(each));
+        let backbone = engine(network, size, stages, &first)?;
+        let mut inspectors = Vec::with_capacity(streams);
+        for _ in 1..streams {
+            let workers = Arc::new(Workers::new(each));
+            let another = Box::new(backbone.another_on(Arc::clone(&workers)));
+            inspectors.push(Inspector::new(Arc::clone(model), another, workers)?);
+        }
+        inspectors.push(Inspector::new(Arc::clone(model), Box::new(backbone), first)?);
         Ok(Self { inspectors })
     }
 
@@ -82,6 +90,11 @@ impl Batch {
             }
             Ok(told)
         })
+    }
+
+    /// All inspectors.
+    pub fn inspectors(&mut self) -> &mut [Inspector] {
+        &mut self.inspectors
     }
 
     /// The first inspector, for a cell outside a run.

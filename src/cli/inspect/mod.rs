@@ -38,6 +38,7 @@ const REJECTED: u8 = 3;
   cellgate inspect line1.cgm cell.png
   cellgate inspect line1.cgm today/ --report today.html --overlay today-heat/
   cellgate inspect line1.cgm today/ --json --cell-mm 210 > today.jsonl
+  cellgate inspect line1.cgm today/ --streams 1      all threads on one cell after another
 
 JSON: one object a line, under 1 kB, keys always in this order: id, outcome, class, score, reason, detail, top, max,
 mean, regions, regions_total, model, preprocess_us, backbone_us, distance_us, heatmap_us, total_us. A region is
@@ -72,6 +73,11 @@ pub struct Args {
     #[arg(long, value_name = "MM", value_parser = millimetres)]
     cell_mm: Option<f64>,
 
+    /// Cells in flight at the same time, which share the threads: 1 for the shortest time to a verdict, as many as
+    /// threads for the most cells an hour [default: one a thread].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256).map(usize::from))]
+    streams: Option<usize>,
+
     /// Exit with status 3 if any cell was REJECT or INVALID.
     #[arg(long)]
     fail_on_reject: bool,
@@ -99,7 +105,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         shared::check_writable(page)?;
     }
     let (network, _) = args.engine.weights()?;
-    let mut batch = Batch::new(&model, &network, args.engine.threads(), items.len())?;
+    let threads = args.engine.threads();
+    let streams = args.streams.unwrap_or(threads).min(items.len());
+    let mut batch = Batch::new(&model, &network, threads, streams)?;
     let interrupted = shared::interrupt()?;
 
     let terminal = std::io::stdout().is_terminal();
