@@ -16,9 +16,9 @@ use crate::pipeline::fitting::{Cell, FitError, Fitter, Plan, Skipped, check_skip
 
 /// Fit a model to good cells: the Gaussian of their features at every position, and the score's threshold.
 ///
-/// DATA is a folder of images, a text file with one path a line, or `elpv`. Where there is a labels.csv only good cells
-/// (A, or probability 0) are used. A share of them is held out to set the threshold. Ctrl-C writes what is done so far
-/// to OUT.partial; the same command goes on from there.
+/// DATA is a folder of images, a text file with one path a line, or `elpv`. Where a labels.csv names its images only
+/// good cells (A, or probability 0) are used. A share of them is held out to set the threshold. Ctrl-C writes what is
+/// done so far to OUT.partial; the same command goes on from there.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   cellgate fit cells -o line1.cgm
