@@ -82,9 +82,9 @@ pub(super) struct Winograd {
 impl Winograd {
     pub(super) fn new(conv: &Conv, tile: Tile, scaled: bool, isa: Isa) -> Self {
         let transformed = match tile {
-            Tile::Two => transform_weights(&F2::WEIGHTS, conv),
-            Tile::Four => transform_weights(&F4::WEIGHTS, conv),
-            Tile::Apart => transform_weights(&Apart::WEIGHTS, conv),
+            Tile::Two => transform_weights(F2::WEIGHTS, conv),
+            Tile::Four => transform_weights(F4::WEIGHTS, conv),
+            Tile::Apart => transform_weights(Apart::WEIGHTS, conv),
         };
         let Conv { inputs, outputs, .. } = *conv;
         let points = tile.weights();
