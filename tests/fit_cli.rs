@@ -117,7 +117,7 @@ fn assert_near(a: &Model, b: &Model) {
 }
 
 fn plan(folder: &Path, names: impl IntoIterator<Item = String>) -> Plan {
-    let cells = names.into_iter().map(|id| Cell { path: folder.join(&id), id }).collect();
+    let cells = names.into_iter().map(|id| Cell::file(&id, folder.join(&id))).collect();
     Plan::new(cells, &Settings { holdout: HOLDOUT, ..Settings::default() })
 }
 

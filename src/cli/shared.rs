@@ -215,7 +215,7 @@ pub fn good_cells(dataset: &Dataset) -> anyhow::Result<Vec<Cell>> {
         .items
         .iter()
         .filter(|item| !labelled || item.label.as_ref().is_some_and(crate::eval::dataset::Label::is_good))
-        .map(|item| Cell { id: item.id.clone(), path: item.path.clone() })
+        .map(|item| Cell::file(&item.id, &item.path))
         .collect();
     if cells.is_empty() {
         return Err(anyhow!("{} has no good cell (label A or 0) among its {}", dataset.name, dataset.items.len()));

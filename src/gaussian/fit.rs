@@ -121,6 +121,16 @@ impl Accumulator {
     /// If it has another grid or k.
     pub fn merge(&mut self, other: &Self) {
         assert_eq!((self.grid, self.k), (other.grid, other.k), "accumulators of another grid or k");
+        self.merge_raw(other.raw());
+    }
+
+    /// [`merge`](Self::merge) with an accumulator that lies in a file.
+    ///
+    /// # Panics
+    /// If the lengths are not those of [`Accumulator::lengths`].
+    pub fn merge_raw(&mut self, other: RawMoments<'_>) {
+        let lengths = [other.mean.len(), other.m2.len(), other.cubes.len(), other.fourths.len()];
+        assert_eq!(lengths, Self::lengths(self.grid, self.k));
         if other.count == 0 {
             return;
         }
@@ -143,8 +153,8 @@ impl Accumulator {
                 }
             }
         }
-        self.cubes.iter_mut().zip(&other.cubes).for_each(|(a, b)| *a += b);
-        self.fourths.iter_mut().zip(&other.fourths).for_each(|(a, b)| *a += b);
+        self.cubes.iter_mut().zip(other.cubes).for_each(|(a, b)| *a += b);
+        self.fourths.iter_mut().zip(other.fourths).for_each(|(a, b)| *a += b);
         self.count += other.count;
     }
 }

@@ -28,7 +28,8 @@ compile_error!("model files are little-endian and are mapped as they are");
 /// Sections start at multiples of this: a cache line pair, and what the GPU's wide loads ask for.
 pub const ALIGN: usize = 128;
 const FIXED: usize = 48;
-const MAX_PROLOGUE: usize = 1 << 20;
+/// A partial fit names up to 2,000 held-out cells by their paths.
+const MAX_PROLOGUE: usize = 1 << 24;
 const MAX_SECTIONS: usize = 16;
 
 /// Why a file could not be written or read.
@@ -117,6 +118,9 @@ pub fn write(path: &Path, kind: Kind, header: &impl Serialize, sections: &[(&str
         })
         .collect();
     let prologue = postcard::to_stdvec(&(entries, header)).map_err(|e| other("encoding the header of", path, e))?;
+    if prologue.len() > MAX_PROLOGUE {
+        return Err(other("encoding the header of", path, format!("{} bytes are too many", prologue.len())));
+    }
     let zeros = [0u8; ALIGN];
     let padding = |length: usize| &zeros[..length.next_multiple_of(ALIGN) - length];
     let (version, length) = (kind.version.to_le_bytes(), (prologue.len() as u32).to_le_bytes());
@@ -132,6 +136,10 @@ fn other(what: &'static str, path: &Path, error: impl std::fmt::Display) -> File
     FileError::Io { what, path: path.into(), source: std::io::Error::other(error.to_string()) }
 }
 
+fn decode<T: DeserializeOwned>(path: &Path, header: &[u8]) -> Result<T, FileError> {
+    postcard::from_bytes(header).map_err(|e| FileError::Damaged { path: path.into(), what: format!("the header: {e}") })
+}
+
 /// An open file: mapped, every hash checked.
 #[derive(Debug)]
 pub struct Container {
@@ -143,12 +151,18 @@ pub struct Container {
     id: [u8; 32],
 }
 
-impl Container {
-    /// Opens and checks a file.
-    ///
-    /// # Errors
-    /// If it cannot be read, is of another kind or version, or is not byte for byte what was written.
-    pub fn open(path: &Path, kind: Kind) -> Result<Self, FileError> {
+/// What stands before the sections of a file, checked.
+struct Prologue {
+    entries: Vec<Entry>,
+    header: Vec<u8>,
+    id: [u8; 32],
+    /// Where it ends.
+    end: usize,
+}
+
+impl Prologue {
+    /// From a mapped file.
+    fn read(path: &Path, kind: Kind) -> Result<(Mmap, Self), FileError> {
         let io = |source| FileError::Io { what: "opening", path: path.into(), source };
         let damaged = |what: String| FileError::Damaged { path: path.into(), what };
         let file = File::open(path).map_err(io)?;
@@ -183,6 +197,27 @@ impl Container {
         if entries.len() > MAX_SECTIONS {
             return Err(damaged(format!("{} sections", entries.len())));
         }
+        Ok((map, Self { entries, header, id, end }))
+    }
+}
+
+impl Container {
+    /// A file's header and its [`id`](Self::id) alone. The sections are not looked at: they may be cut off or changed.
+    ///
+    /// # Errors
+    /// If it cannot be read, is of another kind or version, or its header is not what was written, or no `T`.
+    pub fn peek<T: DeserializeOwned>(path: &Path, kind: Kind) -> Result<(T, [u8; 32]), FileError> {
+        let (_, Prologue { header, id, .. }) = Prologue::read(path, kind)?;
+        Ok((decode(path, &header)?, id))
+    }
+
+    /// Opens and checks a file.
+    ///
+    /// # Errors
+    /// If it cannot be read, is of another kind or version, or is not byte for byte what was written.
+    pub fn open(path: &Path, kind: Kind) -> Result<Self, FileError> {
+        let (map, Prologue { entries, header, id, end }) = Prologue::read(path, kind)?;
+        let damaged = |what: String| FileError::Damaged { path: path.into(), what };
         let first = end.next_multiple_of(ALIGN);
         let zeros = |from: usize, to: usize| map[from..to].iter().all(|&b| b == 0);
         let mut at = first;
@@ -244,7 +279,7 @@ impl Container {
     /// # Errors
     /// If it is not a `T`.
     pub fn header<T: DeserializeOwned>(&self) -> Result<T, FileError> {
-        postcard::from_bytes(&self.header).map_err(|e| self.damaged(format!("the header: {e}")))
+        decode(&self.path, &self.header)
     }
 
     /// A section as numbers, of which there must be `count`.

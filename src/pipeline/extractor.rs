@@ -6,9 +6,11 @@ use std::time::Instant;
 use crate::backbone::{Backbone, Pyramid};
 use crate::frame::{DecodeError, DecodeLimits, Frame, decode_file_into};
 use crate::preprocess::{Augmentation, Placement, PreprocessConfig, Preprocessor};
+use crate::synth::SynthCell;
 use crate::verdict::Invalid;
 
 use super::PipelineError;
+use super::plan::Image;
 
 /// The largest frame that buffers are made for at first; an image file may make them grow, a camera's frame may not.
 const DEFAULT_SIDE: usize = 2048;
@@ -22,6 +24,8 @@ pub struct Extractor {
     side: usize,
     image: Vec<f32>,
     turned: Vec<f32>,
+    /// The buffers of the cells that are drawn, once there was one.
+    drawn: Option<Box<SynthCell>>,
     pyramid: Pyramid,
 }
 
@@ -40,6 +44,7 @@ impl Extractor {
             side: DEFAULT_SIDE,
             image: vec![0.0; size * size],
             turned: vec![0.0; size * size],
+            drawn: None,
             pyramid: Pyramid::new(size),
         })
     }
@@ -50,11 +55,30 @@ impl Extractor {
         self.backbone.size()
     }
 
-    /// Reads an image file and rectifies the cell in it. Buffers grow if the image is larger than any before.
+    /// Reads or draws an image and rectifies the cell in it. Buffers grow if the image is larger than any before.
     ///
     /// # Errors
     /// Why the cell cannot be judged.
-    pub fn load(&mut self, path: &Path) -> Result<Placement, Invalid> {
+    pub fn load(&mut self, image: &Image) -> Result<Placement, Invalid> {
+        let (line, index) = match image {
+            Image::File(path) => return self.load_file(path),
+            Image::Drawn { line, index } => (line, *index),
+        };
+        let mut drawn = self.drawn.take().unwrap_or_default();
+        line.cell_into(index, &mut drawn);
+        std::mem::swap(&mut self.frame, &mut drawn.frame);
+        self.drawn = Some(drawn);
+        let frame = std::mem::replace(&mut self.frame, Frame::new(0, 0, 1));
+        let outcome = self.make_room(frame.width().max(frame.height())).and_then(|()| self.rectify(&frame));
+        self.frame = frame;
+        outcome
+    }
+
+    /// Reads an image file and rectifies the cell in it, as [`load`](Self::load) does.
+    ///
+    /// # Errors
+    /// Why the cell cannot be judged.
+    pub fn load_file(&mut self, path: &Path) -> Result<Placement, Invalid> {
         let mut frame = std::mem::replace(&mut self.frame, Frame::new(0, 0, 1));
         let outcome = decode_file_into(path, &self.limits, &mut frame)
             .map_err(|error| Invalid::Unreadable(chain(&error)))

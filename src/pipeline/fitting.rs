@@ -1,13 +1,11 @@
 //! The fit: good cells in, a model out; on all cores, in constant memory, resumable and in shards.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use thiserror::Error;
 
-use crate::backbone::{Pyramid, STAGE_CHANNELS};
 use crate::embedding::projection::CHANNELS;
 use crate::embedding::{Embedder, Embedding, EmbeddingError, Projection};
 use crate::gaussian::fit::BATCH;
@@ -19,22 +17,11 @@ use crate::simd::Isa;
 use crate::verdict::{Calibration, CalibrationError, Invalid};
 use crate::workers::Workers;
 
+use super::channel_scale::ChannelMoments;
 use super::outcomes::Outcomes;
+use super::plan::rank;
+pub use super::plan::{Cell, Image, OriginError, Plan, held_out};
 use super::{Extractor, PipelineError, Scorer};
-
-/// Good cells whose channels' spread is measured for the standardisation.
-const SCALE_CELLS: usize = 64;
-/// Held-out cells that take part in a calibration at most: quantiles do not get better by more.
-const CALIBRATION_CELLS: usize = 2000;
-
-/// One cell of the data set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cell {
-    /// Its name relative to the data set: what the choice of held-out cells and augmentations depend on.
-    pub id: String,
-    /// Its image.
-    pub path: PathBuf,
-}
 
 /// Why a fit stopped.
 #[derive(Debug, Error)]
@@ -76,66 +63,6 @@ pub struct Skipped {
     pub id: String,
     /// Why.
     pub reason: Invalid,
-}
-
-/// How the cells of a data set are used.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
-    /// Cells for the statistics, of all shards, in the data set's order.
-    pub fit: Vec<Cell>,
-    /// Cells for the calibration.
-    pub held_out: Vec<Cell>,
-    /// BLAKE3 over all ids in order.
-    pub list: [u8; 32],
-}
-
-impl Plan {
-    /// Holds out the share that the settings ask for, cell by cell by a hash of seed and id: the same cells whatever
-    /// the shard, the machine or the order.
-    #[must_use]
-    pub fn new(cells: Vec<Cell>, settings: &Settings) -> Self {
-        let mut hasher = blake3::Hasher::new();
-        for cell in &cells {
-            hasher.update(cell.id.as_bytes());
-            hasher.update(&[0]);
-        }
-        let list = *hasher.finalize().as_bytes();
-        let limit = (settings.holdout * 2f64.powi(64)) as u64;
-        let (mut held_out, fit): (Vec<Cell>, Vec<Cell>) =
-            cells.into_iter().partition(|cell| rank(settings.seed, b"holdout", &cell.id) < limit);
-        held_out.sort_by_key(|cell| rank(settings.seed, b"calibrate", &cell.id));
-        held_out.truncate(CALIBRATION_CELLS);
-        Self { fit, held_out, list }
-    }
-
-    /// The cells that one of several shards takes: every `shards`-th.
-    ///
-    /// # Panics
-    /// If `shards` is 0.
-    #[must_use]
-    pub fn shard(&self, shard: u32, shards: u32) -> Vec<Cell> {
-        assert!(shards > 0, "at least one shard");
-        self.fit.iter().skip(shard as usize).step_by(shards as usize).cloned().collect()
-    }
-
-    /// The cells whose channels' spread is measured; the same for all shards.
-    #[must_use]
-    pub fn scale_cells(&self, seed: u64) -> Vec<Cell> {
-        let mut cells: Vec<&Cell> = self.fit.iter().collect();
-        cells.sort_by_key(|cell| rank(seed, b"scale", &cell.id));
-        cells.into_iter().take(SCALE_CELLS).cloned().collect()
-    }
-}
-
-/// A number that depends on seed, purpose and id alone.
-fn rank(seed: u64, purpose: &[u8], id: &str) -> u64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&seed.to_le_bytes());
-    hasher.update(purpose);
-    hasher.update(id.as_bytes());
-    let mut bytes = [0; 8];
-    bytes.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
-    u64::from_le_bytes(bytes)
 }
 
 /// Extractors for all cores.
@@ -203,7 +130,7 @@ impl Fitter {
         let moments = Outcomes::new(cells.len());
         let mut states = vec![(); self.extractors.len()];
         self.each(cells.len(), 1, &mut states, |extractor, (), index| {
-            let outcome = extractor.load(&cells[index].path).and_then(|_| {
+            let outcome = extractor.load(&cells[index].image).and_then(|_| {
                 extractor
                     .features(Augmentation::default())
                     .map(ChannelMoments::of)
@@ -262,7 +189,7 @@ impl Fitter {
                 *outcome = (|| {
                     if *loaded != Some(cell) {
                         *loaded = None;
-                        extractor.load(&cells[cell].path)?;
+                        extractor.load(&cells[cell].image)?;
                         *loaded = Some(cell);
                     }
                     let pyramid = extractor.features(change).map_err(|e| Invalid::Unreadable(e.to_string()))?;
@@ -324,7 +251,7 @@ impl Fitter {
                                 return scorer.into_extractor();
                             }
                             let loaded = scorer
-                                .load(&cells[index].path)
+                                .load(&cells[index].image)
                                 .and_then(|placement| scorer.project().map(|()| placement));
                             if tell(index, &mut scorer, loaded).is_break() {
                                 stopped.store(1, Ordering::Relaxed);
@@ -408,116 +335,4 @@ pub fn check_skipped(skipped: &[Skipped], of: u64, share: f64) -> Result<(), Fit
 struct Slot {
     embedding: Embedding,
     outcome: Result<(), Invalid>,
-}
-
-/// Sums over the pixels of pyramids, for each of the 960 channels.
-#[derive(Clone, Debug)]
-struct ChannelMoments {
-    count: [f64; 4],
-    sum: Vec<f64>,
-    squares: Vec<f64>,
-}
-
-impl Default for ChannelMoments {
-    fn default() -> Self {
-        Self { count: [0.0; 4], sum: vec![0.0; CHANNELS], squares: vec![0.0; CHANNELS] }
-    }
-}
-
-impl ChannelMoments {
-    fn of(pyramid: &Pyramid) -> Self {
-        let mut moments = Self::default();
-        let mut first = 0;
-        for (stage, &channels) in STAGE_CHANNELS.iter().enumerate() {
-            let sums = &mut moments.sum[first..first + channels];
-            let squares = &mut moments.squares[first..first + channels];
-            for pixel in pyramid.map(stage).chunks_exact(channels) {
-                for ((sum, square), &x) in sums.iter_mut().zip(squares.iter_mut()).zip(pixel) {
-                    *sum += f64::from(x);
-                    *square += f64::from(x) * f64::from(x);
-                }
-            }
-            moments.count[stage] = pyramid.side(stage).pow(2) as f64;
-            first += channels;
-        }
-        moments
-    }
-
-    fn add(&mut self, other: &Self) {
-        self.count.iter_mut().zip(other.count).for_each(|(a, b)| *a += b);
-        self.sum.iter_mut().zip(&other.sum).for_each(|(a, b)| *a += b);
-        self.squares.iter_mut().zip(&other.squares).for_each(|(a, b)| *a += b);
-    }
-
-    /// 1/σ of each channel; 0 for a channel that never changes, which tells nothing.
-    fn scale(&self) -> Vec<f32> {
-        let mut scale = Vec::with_capacity(CHANNELS);
-        for (stage, &channels) in STAGE_CHANNELS.iter().enumerate() {
-            let n = self.count[stage].max(1.0);
-            for _ in 0..channels {
-                let channel = scale.len();
-                let mean = self.sum[channel] / n;
-                let variance = self.squares[channel] / n - mean * mean;
-                let deviation = variance.max(0.0).sqrt() as f32;
-                let usable = deviation.is_finite() && f64::from(deviation) > 1e-6 * (1.0 + mean.abs());
-                scale.push(if usable { rounded(1.0 / deviation) } else { 0.0 });
-            }
-        }
-        scale
-    }
-}
-
-/// A positive float rounded to 8 bits of mantissa.
-fn rounded(x: f32) -> f32 {
-    f32::from_bits((x.to_bits() + (1 << 14)) & !((1 << 15) - 1))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn cells(n: usize) -> Vec<Cell> {
-        (0..n).map(|i| Cell { id: format!("c{i:05}"), path: PathBuf::new() }).collect()
-    }
-
-    #[test]
-    fn shards_cover_the_fit_once_and_held_out_cells_do_not_depend_on_order() {
-        let settings = Settings::default();
-        let plan = Plan::new(cells(2000), &settings);
-        let share = plan.held_out.len() as f64 / 2000.0;
-        assert!((share - settings.holdout).abs() < 0.03, "{share}");
-        let mut ids: Vec<String> = (0..7).flat_map(|s| plan.shard(s, 7)).map(|c| c.id).collect();
-        ids.sort();
-        let all: Vec<String> = plan.fit.iter().map(|c| c.id.clone()).collect();
-        assert_eq!(ids, all);
-        let mut reversed = cells(2000);
-        reversed.reverse();
-        let backward = Plan::new(reversed, &settings);
-        let sorted = |cells: &[Cell]| {
-            let mut ids: Vec<String> = cells.iter().map(|c| c.id.clone()).collect();
-            ids.sort();
-            ids
-        };
-        assert_eq!(sorted(&plan.held_out), sorted(&backward.held_out));
-        assert_ne!(plan.list, backward.list);
-        assert_eq!(plan.scale_cells(1).len(), SCALE_CELLS);
-    }
-
-    #[test]
-    fn the_scale_is_one_over_the_deviation_and_zero_for_dead_channels() {
-        let mut pyramid = Pyramid::new(64);
-        for (stage, channels) in STAGE_CHANNELS.into_iter().enumerate() {
-            for (i, x) in pyramid.map_mut(stage).iter_mut().enumerate() {
-                let (pixel, channel) = (i / channels, i % channels);
-                *x = if channel == 0 { 3.0 } else { 5.0 + if pixel % 2 == 0 { 0.25 } else { -0.25 } };
-            }
-        }
-        let scale = ChannelMoments::of(&pyramid).scale();
-        assert_eq!(scale.len(), CHANNELS);
-        assert_eq!(scale[0], 0.0);
-        assert!((scale[1] - 4.0).abs() < 0.02);
-        assert_eq!(scale[64], 0.0);
-        assert_eq!(rounded(1.0), 1.0);
-        assert!((rounded(1.2345) / 1.2345 - 1.0).abs() < 1.0 / 256.0);
-    }
 }
