@@ -1,5 +1,6 @@
 //! `cellgate fit`: good cells in, a model out. `cellgate merge` and `cellgate calibrate` share its last steps.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crate::embedding::Projection;
 use crate::gaussian::Accumulator;
 use crate::model::partial::{self, PartialHeader};
 use crate::model::{Header, Model, Provenance};
+use crate::pipeline::Spent;
 use crate::pipeline::fitting::{Cell, FitError, Fitter, Plan, Skipped, check_skipped};
 use crate::synth::{Generator, SynthConfig};
 use crate::verdict::Class;
@@ -177,7 +179,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.shard.is_some() {
         partial::write(&args.out, &header, &moments)?;
         let seconds = started.elapsed().as_secs_f64();
-        report(args.json, &args.out, images, before, seconds, None)?;
+        report(args.json, &args.out, images, before, seconds, None, fitter.spent())?;
         return Ok(());
     }
     let model =
@@ -185,7 +187,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if unfinished.exists() {
         std::fs::remove_file(&unfinished).with_context(|| format!("removing {}", unfinished.display()))?;
     }
-    report(args.json, &args.out, images, before, started.elapsed().as_secs_f64(), Some(&model))
+    report(args.json, &args.out, images, before, started.elapsed().as_secs_f64(), Some(&model), fitter.spent())
 }
 
 /// The partial fit to go on with, if there is one of this very fit.
@@ -358,6 +360,7 @@ pub fn finish(
 }
 
 /// Says what was made of `images`, of which `before` were there before the `seconds` began.
+#[allow(clippy::too_many_arguments)]
 pub fn report(
     json: bool,
     out: &Path,
@@ -365,12 +368,14 @@ pub fn report(
     before: u64,
     seconds: f64,
     model: Option<&Model>,
+    spent: Spent,
 ) -> anyhow::Result<()> {
     let rate = (images - before) as f64 / seconds.max(1e-9);
     if json {
         let threshold = model.and_then(|m| m.header().calibration.as_ref()).map(|c| c.threshold);
         let line = serde_json::json!({
             "out": out.display().to_string(), "images": images, "seconds": seconds, "images_per_second": rate,
+            "thread_seconds": spent.parts().map(|(part, time)| (part, time.as_secs_f64())).into_iter().collect::<BTreeMap<_, _>>(),
             "model": model.map(|m| m.id().to_string()), "bytes": model.map(Model::bytes), "threshold": threshold,
         });
         println!("{line}");
@@ -396,6 +401,11 @@ pub fn report(
             }
         }
         None => println!("{}: partial fit of {images} images in {seconds:.1} s ({rate:.1} images/s)", out.display()),
+    }
+    let all = spent.total().as_secs_f64();
+    if all > 0.0 {
+        let share = |(part, time): (_, Duration)| format!("{part} {:.0} %", time.as_secs_f64() / all * 100.0);
+        println!("time of the threads: {}", spent.parts().map(share).join(", "));
     }
     Ok(())
 }

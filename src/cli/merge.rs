@@ -9,6 +9,7 @@ use super::fit::{self, Calibrate};
 use super::shared::{self, Engine};
 use crate::embedding::Projection;
 use crate::model::partial;
+use crate::pipeline::Spent;
 use crate::pipeline::fitting::held_out;
 
 /// Join the partial fits of all shards into a model: the same as a single fit would give, within rounding.
@@ -60,5 +61,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut fitter = args.engine.fitter(&network, settings)?;
     let model = fit::finish(&mut fitter, &held_out, &header, &projection, &moments, &args.out, &interrupted, how)
         .context("merging (if the held-out cells are not on this machine: --calibrate DIR or --no-calibration)")?;
-    fit::report(args.json, &args.out, moments.count(), 0, started.elapsed().as_secs_f64(), Some(&model))
+    fit::report(
+        args.json,
+        &args.out,
+        moments.count(),
+        0,
+        started.elapsed().as_secs_f64(),
+        Some(&model),
+        Spent::default(),
+    )
 }

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -21,6 +22,7 @@ use super::channel_scale::ChannelMoments;
 use super::outcomes::Outcomes;
 use super::plan::rank;
 pub use super::plan::{Cell, Image, OriginError, Plan, held_out};
+use super::spent::{Spent, since};
 use super::{Extractor, PipelineError, Scorer};
 
 /// Why a fit stopped.
@@ -70,6 +72,7 @@ pub struct Fitter {
     extractors: Vec<Extractor>,
     workers: Arc<Workers>,
     isa: Isa,
+    spent: Spent,
 }
 
 impl Fitter {
@@ -81,13 +84,19 @@ impl Fitter {
     pub fn new(extractors: Vec<Extractor>) -> Self {
         assert!(!extractors.is_empty(), "a fit needs an extractor");
         let workers = Arc::new(Workers::new(extractors.len()));
-        Self { extractors, workers, isa: Isa::detect() }
+        Self { extractors, workers, isa: Isa::detect(), spent: Spent::default() }
     }
 
     /// Threads at work.
     #[must_use]
     pub fn workers(&self) -> &Workers {
         &self.workers
+    }
+
+    /// Where the time of [`accumulate`](Self::accumulate) went so far.
+    #[must_use]
+    pub fn spent(&self) -> Spent {
+        self.spent
     }
 
     /// Calls `each(extractor, index)` for the indices from 0 to `count − 1`, each on some thread; `chunk` neighbours go
@@ -171,16 +180,25 @@ impl Fitter {
         let (grid, k) = (settings.grid as usize, settings.k as usize);
         let copies = u64::from(settings.augment.images_per_cell());
         let total = cells.len() as u64 * copies;
-        let mut embedders: Vec<(Embedder, Option<usize>)> =
-            self.extractors.iter().map(|e| (Embedder::new(projection, e.size(), grid, self.isa), None)).collect();
-        let slots: Vec<Mutex<Slot>> =
-            (0..BATCH).map(|_| Mutex::new(Slot { embedding: Embedding::new(grid, k), outcome: Ok(()) })).collect();
-        let mut slots = slots;
-        let chunk = (copies as usize).min(BATCH / self.extractors.len()).max(1);
+        let state = |e: &Extractor| Hand {
+            embedder: Embedder::new(projection, e.size(), grid, self.isa),
+            loaded: None,
+            spent: Duration::ZERO,
+        };
+        let mut threads: Vec<Hand> = self.extractors.iter().map(state).collect();
+        for extractor in &mut self.extractors {
+            let _ = extractor.take_spent();
+        }
+        // Enough images in a round for the threads to end it at about the same time.
+        let round = (4 * threads.len()).next_multiple_of(BATCH);
+        let mut slots: Vec<Mutex<Slot>> =
+            (0..round).map(|_| Mutex::new(Slot { embedding: Embedding::new(grid, k), outcome: Ok(()) })).collect();
+        let chunk = (copies as usize).min(round / threads.len()).max(1);
         while *done < total {
             let first = *done;
-            let count = ((total - first) as usize).min(BATCH);
-            self.each(count, chunk, &mut embedders, |extractor, (embedder, loaded), index| {
+            let count = ((total - first) as usize).min(round);
+            let mut clock = Instant::now();
+            self.each(count, chunk, &mut threads, |extractor, Hand { embedder, loaded, spent }, index| {
                 let image = first + index as u64;
                 let (cell, copy) = ((image / copies) as usize, (image % copies) as u32);
                 let mut slot = slots[index].lock().unwrap_or_else(PoisonError::into_inner);
@@ -193,26 +211,40 @@ impl Fitter {
                         *loaded = Some(cell);
                     }
                     let pyramid = extractor.features(change).map_err(|e| Invalid::Unreadable(e.to_string()))?;
+                    let mut clock = Instant::now();
                     embedder.project(pyramid);
                     embedder.read_into(embedding);
-                    if embedding.values().iter().all(|y| y.is_finite()) { Ok(()) } else { Err(Invalid::NotFinite) }
+                    let finite = embedding.values().iter().all(|y| y.is_finite());
+                    *spent += since(&mut clock);
+                    if finite { Ok(()) } else { Err(Invalid::NotFinite) }
                 })();
             });
-            let mut batch = Vec::with_capacity(count);
-            let mut skipped = Vec::new();
-            for (index, slot) in slots.iter_mut().take(count).enumerate() {
-                let Slot { embedding, outcome } = slot.get_mut().unwrap_or_else(PoisonError::into_inner);
-                let image = first + index as u64;
-                match std::mem::replace(outcome, Ok(())) {
-                    Ok(()) => batch.push(&*embedding),
-                    // A cell and all its copies fail alike: it is named once.
-                    Err(reason) if image.is_multiple_of(copies) => {
-                        skipped.push(Skipped { id: cells[(image / copies) as usize].id.clone(), reason });
-                    }
-                    Err(_) => {}
-                }
+            let wall = since(&mut clock);
+            for (extractor, hand) in self.extractors.iter_mut().zip(&mut threads) {
+                let busy = Spent { embed: std::mem::take(&mut hand.spent), ..extractor.take_spent() };
+                self.spent.add(&busy);
+                self.spent.wait += wall.saturating_sub(busy.total());
             }
-            moments.update(&batch, self.isa, &self.workers);
+            let mut skipped = Vec::new();
+            let mut image = first;
+            // Batches are cut by image numbers alone, so that the sums do not depend on the round.
+            for batch in slots[..count].chunks_mut(BATCH) {
+                let mut good = Vec::with_capacity(BATCH);
+                for slot in batch {
+                    let Slot { embedding, outcome } = slot.get_mut().unwrap_or_else(PoisonError::into_inner);
+                    match std::mem::replace(outcome, Ok(())) {
+                        Ok(()) => good.push(&*embedding),
+                        // A cell and all its copies fail alike: it is named once.
+                        Err(reason) if image.is_multiple_of(copies) => {
+                            skipped.push(Skipped { id: cells[(image / copies) as usize].id.clone(), reason });
+                        }
+                        Err(_) => {}
+                    }
+                    image += 1;
+                }
+                moments.update(&good, self.isa, &self.workers);
+            }
+            self.spent.update += since(&mut clock) * self.workers.count() as u32;
             *done += count as u64;
             if progress(*done, skipped).is_break() && *done < total {
                 return Err(FitError::Interrupted);
@@ -330,6 +362,15 @@ pub fn check_skipped(skipped: &[Skipped], of: u64, share: f64) -> Result<(), Fit
         }),
         _ => Ok(()),
     }
+}
+
+/// What a thread has beside its extractor.
+struct Hand {
+    embedder: Embedder,
+    /// The cell in the extractor.
+    loaded: Option<usize>,
+    /// Time of the embedding since the last round.
+    spent: Duration,
 }
 
 struct Slot {

@@ -12,11 +12,13 @@ mod inspector;
 mod outcomes;
 mod plan;
 mod scorer;
+mod spent;
 
 pub use extractor::Extractor;
 pub use inspector::Inspector;
 pub use outcomes::Outcomes;
 pub use scorer::Scorer;
+pub use spent::Spent;
 
 use thiserror::Error;
 

@@ -119,7 +119,8 @@ impl Kernel for Exposure<'_> {
                     let (u, v) = walk.at((first + i) as i32);
                     let inside = u >= 0.0 && v >= 0.0 && u < last && v < last;
                     let (u, v) = if inside { (u, v) } else { (0.0, 0.0) };
-                    let (iu, iv) = (u as i32, v as i32);
+                    // SAFETY: both are finite, from 0 to less than the canvas's side. (`as` would be done one by one.)
+                    let (iu, iv) = unsafe { (u.to_int_unchecked::<i32>(), v.to_int_unchecked::<i32>()) };
                     (fu[i], fv[i]) = ((u - f64::from(iu)) as f32, (v - f64::from(iv)) as f32);
                     at[i] = if inside { (iv * side as i32 + iu) as u32 } else { OUTSIDE };
                 }
@@ -141,7 +142,10 @@ impl Kernel for Exposure<'_> {
                     let dx = (first + i) as i32 as f32 + 0.5 - cx;
                     let signal = sensor.dark + light * gain[i] * (1.0 - fall * (dx * dx + dy * dy));
                     let value = signal + noise[i] * (read2 + shot * signal).sqrt();
-                    *out = (value * white + 0.5).clamp(0.0, white) as i32 as u16;
+                    // `max` turns what is not a number to 0.
+                    let value = (value * white + 0.5).max(0.0).min(white);
+                    // SAFETY: it lies from 0 to `white`.
+                    *out = unsafe { value.to_int_unchecked::<i32>() } as u16;
                 }
             }
         }
