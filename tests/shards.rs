@@ -160,7 +160,7 @@ fn a_fit_to_drawn_cells_is_that_to_their_files_and_no_other_source_goes_on_with_
     let (header, _) = partial::read(&out).unwrap();
     let Origin::Drawn { seed, config, held_out, .. } = &header.origin else { panic!("{:?}", header.origin) };
     assert_eq!((*seed, config.size), (0, 180));
-    assert_eq!(held_out.len() as u32, drawn.header().calibration.as_ref().unwrap().cells as u32);
+    assert_eq!(held_out.len() as u32, drawn.header().calibration.as_ref().unwrap().cells);
     for (other, more) in [
         ("another seed", &["--synth", "60", "--synth-size", "180", "--synth-seed", "4"][..]),
         ("another size", &["--synth", "60", "--synth-size", "190"]),

@@ -70,8 +70,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Holds out the share that the settings ask for, cell by cell by a hash of seed and id: the same cells whatever
-    /// the shard, the machine or the order.
+    /// Holds out the share that the settings ask for, but at most 2,000 cells, by a hash of seed and id: the same cells
+    /// whatever the shard, the machine or the order. All others are fitted.
     #[must_use]
     pub fn new(cells: Vec<Cell>, settings: &Settings) -> Self {
         let mut hasher = blake3::Hasher::new();
@@ -81,10 +81,18 @@ impl Plan {
         }
         let list = *hasher.finalize().as_bytes();
         let limit = (settings.holdout * 2f64.powi(64)) as u64;
-        let (mut held_out, fit): (Vec<Cell>, Vec<Cell>) =
-            cells.into_iter().partition(|cell| rank(settings.seed, b"holdout", &cell.id) < limit);
-        held_out.sort_by_key(|cell| rank(settings.seed, b"calibrate", &cell.id));
-        held_out.truncate(CALIBRATION_CELLS);
+        let mut held: Vec<usize> =
+            (0..cells.len()).filter(|&i| rank(settings.seed, b"holdout", &cells[i].id) < limit).collect();
+        held.sort_by_cached_key(|&i| rank(settings.seed, b"calibrate", &cells[i].id));
+        held.truncate(CALIBRATION_CELLS);
+        let held_out: Vec<Cell> = held.iter().map(|&i| cells[i].clone()).collect();
+        held.sort_unstable();
+        let mut fit = cells;
+        let mut index = 0;
+        fit.retain(|_| {
+            index += 1;
+            held.binary_search(&(index - 1)).is_err()
+        });
         Self { fit, held_out, list }
     }
 
@@ -196,5 +204,16 @@ mod tests {
         assert_eq!(sorted(&plan.held_out), sorted(&backward.held_out));
         assert_ne!(plan.list, backward.list);
         assert_eq!(plan.scale_cells(1).len(), SCALE_CELLS);
+    }
+
+    #[test]
+    fn no_more_are_held_out_than_a_calibration_uses_and_no_cell_is_lost() {
+        let plan = Plan::new(cells(30_000), &Settings::default());
+        assert_eq!((plan.fit.len(), plan.held_out.len()), (28_000, CALIBRATION_CELLS));
+        let mut ids: Vec<&str> = plan.fit.iter().chain(&plan.held_out).map(|c| c.id.as_str()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), 30_000);
+        assert!(plan.fit.is_sorted_by_key(|c| &c.id));
     }
 }
