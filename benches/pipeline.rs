@@ -70,7 +70,7 @@ fn draw(folder: &Path, size: usize) -> Vec<Cell> {
             let id = format!("{index:02}.pgm");
             let path = folder.join(&id);
             std::fs::write(&path, bytes).expect("room for the cells");
-            Cell { id, path }
+            Cell::file(id, path)
         })
         .collect()
 }
@@ -139,7 +139,8 @@ fn latency(name: &str, model: &Arc<Model>, cells: &[Cell], threads: usize) {
         .take(10)
         .map(|cell| {
             let mut frame = Frame::new(0, 0, 255);
-            cellgate::frame::decode_file_into(&cell.path, &Default::default(), &mut frame).expect("just written");
+            cellgate::frame::decode_file_into(cell.path().expect("a file"), &Default::default(), &mut frame)
+                .expect("just written");
             frame
         })
         .collect();
@@ -184,7 +185,7 @@ fn fit_child(drawn: &Path, images: usize) {
             let path = folder.path().join(&id);
             let original = drawn.join(format!("{:02}.pgm", index as u64 % DRAWN));
             std::fs::hard_link(original, &path).expect("hard links in the temporary folder");
-            Cell { id, path }
+            Cell::file(id, path)
         })
         .collect();
     let settings = Settings::default();

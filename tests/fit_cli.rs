@@ -117,7 +117,7 @@ fn assert_near(a: &Model, b: &Model) {
 }
 
 fn plan(folder: &Path, names: impl IntoIterator<Item = String>) -> Plan {
-    let cells = names.into_iter().map(|id| Cell { path: folder.join(&id), id }).collect();
+    let cells = names.into_iter().map(|id| Cell::file(&id, folder.join(&id))).collect();
     Plan::new(cells, &Settings { holdout: HOLDOUT, ..Settings::default() })
 }
 
@@ -457,4 +457,41 @@ fn what_cannot_be_fitted_is_said_before_the_work() {
     wide.arg(&cells).arg("-o").arg(&out).args(["--stages", "1", "-k", "65"]);
     fails(wide, &["`stages` is 64"]);
     assert!(!out.exists());
+}
+
+#[test]
+fn a_threshold_that_cannot_be_had_is_said_before_the_fit() {
+    let bench = Bench::new();
+    let (cells, out) = (bench.cells(), bench.path("m.cgm"));
+    let mut none = command("fit");
+    none.arg(&cells).arg("-o").arg(&out).args(SMALL).args(["--holdout", "0"]);
+    fails(none, &["0 of the 90 good cells", "needs 10", "--holdout"]);
+    assert!(!out.exists());
+}
+
+/// The cells for the threshold turn out to be useless: what was fitted is not lost with it.
+#[test]
+fn a_fit_without_a_threshold_is_kept_and_finished_later() {
+    let bench = Bench::new();
+    let (cells, out, spare) = (bench.cells(), bench.path("m.cgm"), bench.path("spare"));
+    std::fs::create_dir(&spare).unwrap();
+    let names = std::fs::read_dir(&cells).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let held_out: Vec<String> = plan(&cells, names).held_out.into_iter().map(|cell| cell.id).collect();
+    for name in &held_out {
+        std::fs::rename(cells.join(name), spare.join(name)).unwrap();
+        std::fs::write(cells.join(name), "this is no image").unwrap();
+    }
+    fails(
+        fit(&cells, &out, &[]),
+        &["m.cgm.partial keeps the fit", "goes on from there", "20 of 20 cells could not be used"],
+    );
+    assert!(!out.exists());
+    for name in &held_out {
+        std::fs::rename(spare.join(name), cells.join(name)).unwrap();
+    }
+    assert!(succeeds(fit(&cells, &out, &[])).contains("going on from image"));
+    let straight = bench.path("straight.cgm");
+    succeeds(fit(&cells, &straight, &[]));
+    assert_same_statistics(&Model::open(&out).unwrap(), &Model::open(&straight).unwrap());
+    assert!(!bench.path("m.cgm.partial").exists());
 }

@@ -131,6 +131,10 @@ proptest! {
             prop_assert!(apart(m, s) < limit, "{} is {:e} apart", what, apart(m, s));
         }
         for shrinkage in [Shrinkage::Absolute(0.01), Shrinkage::Relative(0.05), Shrinkage::LedoitWolf] {
+            // Of two cells, Ledoit and Wolf's λ is 0 but for rounding: the factors of a singular matrix are rounding too.
+            if shrinkage == Shrinkage::LedoitWolf && count < 4 {
+                continue;
+            }
             let workers = Workers::new(1);
             let [m, s] = [merged, &single].map(|a| a.finish(shrinkage, Precision::F32, &workers).unwrap());
             for position in 0..grid * grid {

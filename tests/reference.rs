@@ -55,7 +55,7 @@ fn distances_and_scores_of_real_cells_agree_with_numpy_in_f64() {
 
     let of = |wanted: fn(&Label) -> bool, step: usize, count: usize| -> Vec<Cell> {
         let items = set.items.iter().filter(|item| item.label.as_ref().is_some_and(wanted));
-        items.step_by(step).take(count).map(|i| Cell { id: i.id.clone(), path: i.path.clone() }).collect()
+        items.step_by(step).take(count).map(|i| Cell::file(&i.id, &i.path)).collect()
     };
     let mut good = of(Label::is_good, 10, FIT + 3);
     let mut test = good.split_off(FIT);
@@ -75,7 +75,7 @@ fn distances_and_scores_of_real_cells_agree_with_numpy_in_f64() {
     let backbone = CpuBackbone::new(&network, size, Isa::detect(), Arc::clone(&workers)).unwrap();
     let mut extractor = Extractor::new(defaults.preprocess.clone(), Box::new(backbone)).unwrap();
     let mut maps = |cell: &Cell, file: &str| -> Pyramid {
-        extractor.load(&cell.path).unwrap();
+        extractor.load(&cell.image).unwrap();
         let pyramid = extractor.features(Augmentation::default()).unwrap().clone();
         write(folder, file, (0..4).flat_map(|stage| pyramid.map(stage).iter().copied()));
         pyramid

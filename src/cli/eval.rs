@@ -224,7 +224,7 @@ fn fold_cells(dataset: &Dataset, folds: &Folds) -> Vec<FoldCell> {
         .iter()
         .zip(of)
         .map(|(item, fold)| FoldCell {
-            cell: Cell { id: item.id.clone(), path: item.path.clone() },
+            cell: Cell::file(&item.id, &item.path),
             good: item.label.as_ref().is_some_and(Label::is_good),
             fold,
         })

@@ -8,7 +8,8 @@ use anyhow::Context;
 use super::fit::{self, Calibrate};
 use super::shared::{self, Engine};
 use crate::model::partial;
-use crate::pipeline::fitting::Cell;
+use crate::pipeline::Spent;
+use crate::pipeline::fitting::held_out;
 
 /// Join the partial fits of all shards into a model: the same as a single fit would give, within rounding.
 ///
@@ -51,13 +52,21 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let settings = &header.settings;
     let network = fit::fitted_backbone(&args.engine, header.backbone)?;
     let projection = settings.projection(&header.scale)?;
-    let held_out: Vec<Cell> = match &args.calibrate {
+    let held_out = match &args.calibrate {
         Some(path) => shared::good_cells(&shared::open_data(path, None)?.0)?,
-        None => header.held_out.iter().map(|path| Cell { id: path.clone(), path: path.into() }).collect(),
+        None => held_out(&header.origin)?,
     };
     let how = if args.no_calibration { Calibrate::Later } else { Calibrate::Now };
     let mut fitter = args.engine.fitter(&network, settings)?;
     let model = fit::finish(&mut fitter, &held_out, &header, &projection, &moments, &args.out, &interrupted, how)
         .context("merging (if the held-out cells are not on this machine: --calibrate DIR or --no-calibration)")?;
-    fit::report(args.json, &args.out, moments.count(), started.elapsed().as_secs_f64(), Some(&model))
+    fit::report(
+        args.json,
+        &args.out,
+        moments.count(),
+        0,
+        started.elapsed().as_secs_f64(),
+        Some(&model),
+        Spent::default(),
+    )
 }

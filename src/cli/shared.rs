@@ -260,7 +260,7 @@ pub fn select_good(dataset: &Dataset) -> anyhow::Result<Vec<Cell>> {
         .items
         .iter()
         .filter(|item| !labelled || item.label.is_some_and(|label| label.is_good()))
-        .map(|item| Cell { id: item.id.clone(), path: item.path.clone() })
+        .map(|item| Cell::file(&item.id, &item.path))
         .collect();
     if cells.is_empty() {
         bail!("{} has no good cell (label A or 0) among its {}", dataset.name, dataset.items.len());

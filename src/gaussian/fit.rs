@@ -121,6 +121,16 @@ impl Accumulator {
     /// If it has another grid or k.
     pub fn merge(&mut self, other: &Self) {
         assert_eq!((self.grid, self.k), (other.grid, other.k), "accumulators of another grid or k");
+        self.merge_raw(other.raw());
+    }
+
+    /// [`merge`](Self::merge) with an accumulator that lies in a file.
+    ///
+    /// # Panics
+    /// If the lengths are not those of [`Accumulator::lengths`].
+    pub fn merge_raw(&mut self, other: RawMoments<'_>) {
+        let lengths = [other.mean.len(), other.m2.len(), other.cubes.len(), other.fourths.len()];
+        assert_eq!(lengths, Self::lengths(self.grid, self.k));
         if other.count == 0 {
             return;
         }
@@ -143,8 +153,8 @@ impl Accumulator {
                 }
             }
         }
-        self.cubes.iter_mut().zip(&other.cubes).for_each(|(a, b)| *a += b);
-        self.fourths.iter_mut().zip(&other.fourths).for_each(|(a, b)| *a += b);
+        self.cubes.iter_mut().zip(other.cubes).for_each(|(a, b)| *a += b);
+        self.fourths.iter_mut().zip(other.fourths).for_each(|(a, b)| *a += b);
         self.count += other.count;
     }
 }
@@ -287,22 +297,52 @@ impl Kernel for Update<'_> {
 #[inline(always)]
 unsafe fn outer_products<S: Simd>(rows: &[f32], width: usize, first: usize, columns: usize, update: &mut [f32]) {
     let mut at = first / S::LANES * S::LANES;
-    while at < width {
-        // SAFETY: `at + LANES` ≤ width; the last columns of an incomplete group are clamped to the last one.
-        unsafe {
-            let mut sums = [S::splat(0.0); COLUMNS];
-            for row in rows.chunks_exact(width) {
-                let p = row.as_ptr();
-                let v = S::load(p.add(at));
-                for (c, sum) in sums.iter_mut().enumerate() {
-                    *sum = S::fma(S::splat(*p.add(first + c.min(columns - 1))), v, *sum);
+    // SAFETY: `at + vectors·LANES` ≤ width.
+    unsafe {
+        while at + 2 * S::LANES <= width {
+            outer_product::<S, 2>(rows, width, first, columns, at, update);
+            at += 2 * S::LANES;
+        }
+        if at < width {
+            outer_product::<S, 1>(rows, width, first, columns, at, update);
+        }
+    }
+}
+
+/// The part of [`outer_products`] in the `N` vectors from `at` on.
+///
+/// # Safety
+/// As there, and `at + N·LANES` ≤ width.
+#[inline(always)]
+unsafe fn outer_product<S: Simd, const N: usize>(
+    rows: &[f32],
+    width: usize,
+    first: usize,
+    columns: usize,
+    at: usize,
+    update: &mut [f32],
+) {
+    // SAFETY: as the caller promised; the last columns of an incomplete group are clamped to the last one.
+    unsafe {
+        let mut sums = [[S::splat(0.0); N]; COLUMNS];
+        for row in rows.chunks_exact(width) {
+            let p = row.as_ptr();
+            let mut v = [S::splat(0.0); N];
+            for (n, v) in v.iter_mut().enumerate() {
+                *v = S::load(p.add(at + n * S::LANES));
+            }
+            for (c, sums) in sums.iter_mut().enumerate() {
+                let along = S::splat(*p.add(first + c.min(columns - 1)));
+                for (sum, v) in sums.iter_mut().zip(v) {
+                    *sum = S::fma(along, v, *sum);
                 }
             }
-            for (c, sum) in sums.into_iter().enumerate() {
-                S::store(update.as_mut_ptr().add(c * width + at), sum);
+        }
+        for (c, sums) in sums.into_iter().enumerate() {
+            for (n, sum) in sums.into_iter().enumerate() {
+                S::store(update.as_mut_ptr().add(c * width + at + n * S::LANES), sum);
             }
         }
-        at += S::LANES;
     }
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::embedding::cpu::SLACK;
+use crate::simd::{Isa, Kernel, Simd};
 use crate::workers::Workers;
 
 use super::factors::{OwnedStatistics, Precision, column_start, packed_len, position_stride, section_len};
@@ -101,13 +102,15 @@ impl Accumulator {
         let chunk = positions.div_ceil(workers.count());
         let parts: Vec<Mutex<&mut [f32]>> =
             factors[..positions * stride].chunks_mut(chunk * stride).map(Mutex::new).collect();
+        let isa = Isa::detect();
         workers.run(&|thread| {
             let Some(part) = parts.get(thread) else { return };
             let mut part = part.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let mut scratch = Scratch { r: vec![0.0; k * k], x: vec![0.0; k * k] };
             for (index, out) in part.chunks_exact_mut(stride).enumerate() {
                 let position = thread * chunk + index;
-                if !self.factor(position, shrinkage, &mut scratch, out) {
+                let factoring = Factoring { moments: self, position, shrinkage, scratch: &mut scratch, out };
+                if !isa.run(factoring) {
                     *failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(position);
                     return;
                 }
@@ -123,6 +126,7 @@ impl Accumulator {
     }
 
     /// Writes the packed U of one position; false if Σ cannot be factored.
+    #[inline(always)]
     fn factor(&self, position: usize, shrinkage: Shrinkage, scratch: &mut Scratch, out: &mut [f32]) -> bool {
         let k = self.k();
         let Scratch { r, x } = scratch;
@@ -204,6 +208,24 @@ impl Accumulator {
         let d2 = s_norm - k as f64 * m * m;
         let b2 = (fourths / n - s_norm) / n;
         if d2 <= 0.0 { 1.0 } else { (b2 / d2).clamp(0.0, 1.0) }
+    }
+}
+
+/// [`Accumulator::factor`] in the widest vectors: element by element, so that the instruction set changes no bit.
+struct Factoring<'a> {
+    moments: &'a Accumulator,
+    position: usize,
+    shrinkage: Shrinkage,
+    scratch: &'a mut Scratch,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Factoring<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> bool {
+        self.moments.factor(self.position, self.shrinkage, self.scratch, self.out)
     }
 }
 

@@ -29,7 +29,8 @@ compile_error!("model files are little-endian and are used as they are");
 /// Sections start at multiples of this: a cache line pair, and what the GPU's wide loads ask for.
 pub const ALIGN: usize = 128;
 const FIXED: usize = 48;
-const MAX_PROLOGUE: usize = 1 << 20;
+/// A partial fit names up to 2,000 held-out cells by their paths.
+const MAX_PROLOGUE: usize = 1 << 24;
 const MAX_SECTIONS: usize = 16;
 /// The largest file that is read: a partial fit of the finest grid and the largest k is 17.7 GB.
 const MAX_FILE: usize = 20_000_000_000;
@@ -120,6 +121,9 @@ pub fn write(path: &Path, kind: Kind, header: &impl Serialize, sections: &[(&str
         })
         .collect();
     let prologue = postcard::to_stdvec(&(entries, header)).map_err(|e| other("encoding the header of", path, e))?;
+    if prologue.len() > MAX_PROLOGUE {
+        return Err(other("encoding the header of", path, format!("{} bytes are too many", prologue.len())));
+    }
     let zeros = [0u8; ALIGN];
     let padding = |length: usize| &zeros[..length.next_multiple_of(ALIGN) - length];
     let (version, length) = (kind.version.to_le_bytes(), (prologue.len() as u32).to_le_bytes());
@@ -140,7 +144,7 @@ fn other(what: &'static str, path: &Path, error: impl std::fmt::Display) -> File
 /// It is not the file that is mapped: what was checked must be what is used, whatever happens to the file or its disk
 /// afterwards. And statistics are read from front to back once a frame, which huge pages make twice as fast as the 4 KiB
 /// pages that a mapped file gets (docs/performance.md).
-fn read_whole(mut file: File, length: u64) -> io::Result<Mmap> {
+fn read_whole(file: &mut File, length: u64) -> io::Result<Mmap> {
     let length = usize::try_from(length).ok().filter(|&length| length <= MAX_FILE).ok_or_else(|| {
         io::Error::new(io::ErrorKind::FileTooLarge, format!("{length} bytes are more than any model has"))
     })?;
@@ -151,6 +155,10 @@ fn read_whole(mut file: File, length: u64) -> io::Result<Mmap> {
     file.rewind()?;
     file.read_exact(&mut pages)?;
     pages.make_read_only()
+}
+
+fn decode<T: DeserializeOwned>(path: &Path, header: &[u8]) -> Result<T, FileError> {
+    postcard::from_bytes(header).map_err(|e| FileError::Damaged { path: path.into(), what: format!("the header: {e}") })
 }
 
 /// An open file: in memory, every hash checked.
@@ -164,12 +172,20 @@ pub struct Container {
     id: [u8; 32],
 }
 
-impl Container {
-    /// Opens and checks a file.
-    ///
-    /// # Errors
-    /// If it cannot be read, is of another kind or version, or is not byte for byte what was written.
-    pub fn open(path: &Path, kind: Kind) -> Result<Self, FileError> {
+/// What stands before the sections of a file, checked.
+struct Prologue {
+    file: File,
+    /// Of the whole file, in bytes.
+    length: u64,
+    /// The file's first bytes, to the prologue's end.
+    start: Vec<u8>,
+    entries: Vec<Entry>,
+    header: Vec<u8>,
+    id: [u8; 32],
+}
+
+impl Prologue {
+    fn read(path: &Path, kind: Kind) -> Result<Self, FileError> {
         let io = |source| FileError::Io { what: "opening", path: path.into(), source };
         let damaged = |what: String| FileError::Damaged { path: path.into(), what };
         let mut file = File::open(path).map_err(io)?;
@@ -216,8 +232,34 @@ impl Container {
             }
             _ => return Err(damaged("it is cut off".into())),
         }
-        let map = read_whole(file, length.len()).map_err(io)?;
-        if map[..FIXED] != fixed || map[FIXED..end] != prologue {
+        Ok(Self { file, length: length.len(), start: [&fixed[..], &prologue].concat(), entries, header, id })
+    }
+}
+
+impl Container {
+    /// A file's header and its [`id`](Self::id) alone. The sections are not looked at: they may be cut off or changed.
+    ///
+    /// # Errors
+    /// If it cannot be read, is of another kind or version, or its header is not what was written, or no `T`.
+    pub fn peek<T: DeserializeOwned>(path: &Path, kind: Kind) -> Result<(T, [u8; 32]), FileError> {
+        let Prologue { header, id, .. } = Prologue::read(path, kind)?;
+        Ok((decode(path, &header)?, id))
+    }
+
+    /// Opens and checks a file.
+    ///
+    /// # Errors
+    /// If it cannot be read, is of another kind or version, or is not byte for byte what was written.
+    pub fn open(path: &Path, kind: Kind) -> Result<Self, FileError> {
+        let Prologue { mut file, length, start, entries, header, id } = Prologue::read(path, kind)?;
+        let damaged = |what: String| FileError::Damaged { path: path.into(), what };
+        let map = read_whole(&mut file, length).map_err(|source| FileError::Io {
+            what: "reading",
+            path: path.into(),
+            source,
+        })?;
+        let end = start.len();
+        if map[..end] != start {
             return Err(damaged("it changes while it is read".into()));
         }
         let first = end.next_multiple_of(ALIGN);
@@ -278,7 +320,7 @@ impl Container {
     /// # Errors
     /// If it is not a `T`.
     pub fn header<T: DeserializeOwned>(&self) -> Result<T, FileError> {
-        postcard::from_bytes(&self.header).map_err(|e| self.damaged(format!("the header: {e}")))
+        decode(&self.path, &self.header)
     }
 
     /// A section as numbers, of which there must be `count`.

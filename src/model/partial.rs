@@ -12,6 +12,7 @@ use crate::gaussian::fit::RawMoments;
 
 use super::container::{self, Container, FileError, Kind};
 use super::settings::{Settings, SettingsError};
+use crate::synth::{SynthConfig, SynthError};
 
 const KIND: Kind = Kind { magic: *b"CELLPART", version: 2, name: "partial cellgate fit (.cgp)" };
 
@@ -43,8 +44,60 @@ pub struct PartialHeader {
     pub skipped: u64,
     /// What each channel is multiplied by before W: the same in all shards.
     pub scale: Vec<f32>,
-    /// Held-out cells of the whole data set as paths, for the calibration after a merge.
-    pub held_out: Vec<String>,
+    /// Where the cells come from, and which of the whole data set are held out.
+    pub origin: Origin,
+}
+
+/// Where a fit's cells come from, and which of them are kept for the calibration after a merge.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Origin {
+    /// Image files.
+    Files {
+        /// Paths of the held-out cells, as the machine of the fit sees them.
+        held_out: Vec<String>,
+    },
+    /// Synthetic cells, drawn when they are needed.
+    Drawn {
+        /// The version of the drawing, [`crate::synth::DRAWING`].
+        drawing: u32,
+        /// The seed of their line.
+        seed: u64,
+        /// What they are like.
+        config: SynthConfig,
+        /// Numbers of the held-out cells.
+        held_out: Vec<u64>,
+    },
+}
+
+impl Origin {
+    /// Whether both are of one source, wherever the files of each lie: which cells are held out follows from the list
+    /// of cells and the settings.
+    #[must_use]
+    pub fn agrees(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::Files { .. }, Self::Files { .. })) || self == other
+    }
+}
+
+impl PartialHeader {
+    /// Whether `other` is of this very fit and shard, however far each has come and wherever its files lie.
+    #[must_use]
+    pub fn is_of_one_fit_with(&self, other: &Self) -> bool {
+        self.differs_from(other).is_none()
+            && (self.shard, self.total, &self.data, &self.backbone_name)
+                == (other.shard, other.total, &other.data, &other.backbone_name)
+    }
+
+    /// What two shards of one fit must have in common and these have not.
+    fn differs_from(&self, other: &Self) -> Option<&'static str> {
+        let checks = [
+            ("backbone", self.backbone == other.backbone),
+            ("settings", self.settings == other.settings),
+            ("source of cells", self.origin.agrees(&other.origin)),
+            ("list of cells", self.list == other.list),
+            ("number of shards", self.shards == other.shards),
+        ];
+        checks.into_iter().find(|(_, same)| !same).map(|(what, _)| what)
+    }
 }
 
 /// Why a partial fit could not be read or joined.
@@ -61,6 +114,14 @@ pub enum PartialError {
         path: String,
         /// What is wrong.
         why: SettingsError,
+    },
+    /// The file is whole but no such cells can be drawn.
+    #[error("reading the partial fit {path}: its synthetic cells")]
+    Synth {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        source: SynthError,
     },
     /// Two partial fits do not belong together.
     #[error("merging {path}: its {what} differs from that of the first partial fit")]
@@ -122,15 +183,17 @@ pub fn write(path: &Path, header: &PartialHeader, moments: &Accumulator) -> Resu
 }
 
 /// A partial fit's header, checked.
-fn open(path: &Path) -> Result<(Container, PartialHeader), PartialError> {
-    let container = Container::open(path, KIND)?;
-    let header: PartialHeader = container.header()?;
-    header.settings.validate().map_err(|why| PartialError::Settings { path: path.display().to_string(), why })?;
+fn check(header: PartialHeader, path: &Path) -> Result<PartialHeader, PartialError> {
+    let name = || path.display().to_string();
+    if let Origin::Drawn { config, .. } = &header.origin {
+        config.validate().map_err(|source| PartialError::Synth { path: name(), source })?;
+    }
+    header.settings.validate().map_err(|why| PartialError::Settings { path: name(), why })?;
     let PartialHeader { shard, shards, done, total, .. } = header;
     if header.scale.len() != CHANNELS || shard >= shards || shards > MAX_SHARDS || done > total {
-        return Err(container.damaged("the header contradicts itself".into()).into());
+        return Err(FileError::Damaged { path: path.into(), what: "the header contradicts itself".into() }.into());
     }
-    Ok((container, header))
+    Ok(header)
 }
 
 /// Reads a partial fit.
@@ -138,71 +201,80 @@ fn open(path: &Path) -> Result<(Container, PartialHeader), PartialError> {
 /// # Errors
 /// If the file cannot be read, is damaged, or its settings make no sense.
 pub fn read(path: &Path) -> Result<(PartialHeader, Accumulator), PartialError> {
-    let (container, header) = open(path)?;
+    let container = Container::open(path, KIND)?;
+    let header = check(container.header()?, path)?;
     let (grid, k) = (header.settings.grid as usize, header.settings.k as usize);
-    let [mean, m2, cubes, fourths] = Accumulator::lengths(grid, k);
-    let moments = Accumulator::from_raw(
-        grid,
-        k,
-        RawMoments {
-            count: container.section::<u64>("count", 1)?[0],
-            mean: container.section("mean", mean)?,
-            m2: container.section("m2", m2)?,
-            cubes: container.section("cubes", cubes)?,
-            fourths: container.section("fourths", fourths)?,
-        },
-    );
+    let moments = Accumulator::from_raw(grid, k, moments(&container, &header)?);
     Ok((header, moments))
 }
 
-/// Joins finished shards, one file each, in the order of their numbers.
+/// The moments of an open partial fit, where they lie in its map.
+fn moments<'a>(container: &'a Container, header: &PartialHeader) -> Result<RawMoments<'a>, FileError> {
+    let [mean, m2, cubes, fourths] = Accumulator::lengths(header.settings.grid as usize, header.settings.k as usize);
+    Ok(RawMoments {
+        count: container.section::<u64>("count", 1)?[0],
+        mean: container.section("mean", mean)?,
+        m2: container.section("m2", m2)?,
+        cubes: container.section("cubes", cubes)?,
+        fourths: container.section("fourths", fourths)?,
+    })
+}
+
+/// Joins finished shards, one file each, in the order of their numbers whatever the order of `paths`: the sum is the
+/// same to the bit.
+///
+/// Every file is read and hashed once, and never are more than the sum and one file in memory.
 ///
 /// # Errors
 /// If a file cannot be read, shards do not belong together, are unfinished, doubled or missing.
 pub fn merge(paths: &[impl AsRef<Path>]) -> Result<(PartialHeader, Accumulator), PartialError> {
     // Headers first: a wrong set is refused before 165 MB a shard are read.
-    let mut shards: Vec<(PartialHeader, &Path)> = Vec::with_capacity(paths.len());
+    let mut shards: Vec<(u32, [u8; 32], &Path)> = Vec::with_capacity(paths.len());
+    let mut first: Option<PartialHeader> = None;
+    let mut seen = Vec::new();
     for path in paths {
         let path = path.as_ref();
-        shards.push((open(path)?.1, path));
-    }
-    shards.sort_by_key(|(header, _)| header.shard);
-    let Some((first, _)) = shards.first().cloned() else {
-        return Err(PartialError::Missing { missing: "all".into(), shards: 0 });
-    };
-    let mut seen = vec![false; first.shards as usize];
-    for (header, path) in &shards {
-        let path = path.display().to_string();
-        let PartialHeader { shard, shards, done, total, .. } = *header;
-        let checks = [
-            ("backbone", header.backbone == first.backbone),
-            ("settings", header.settings == first.settings),
-            ("list of cells", header.list == first.list),
-            ("number of shards", shards == first.shards),
-            ("scale of the channels", header.scale == first.scale),
-        ];
-        if let Some((what, _)) = checks.into_iter().find(|(_, same)| !same) {
-            return Err(PartialError::Mismatch { path, what });
+        let (header, id) = Container::peek(path, KIND)?;
+        let header = check(header, path)?;
+        let name = || path.display().to_string();
+        let PartialHeader { shard, shards: of, done, total, .. } = header;
+        let first = first.get_or_insert_with(|| {
+            seen = vec![false; of as usize];
+            header.clone()
+        });
+        let scale = Some("scale of the channels").filter(|_| header.scale != first.scale);
+        if let Some(what) = header.differs_from(first).or(scale) {
+            return Err(PartialError::Mismatch { path: name(), what });
         }
         if done < total {
-            return Err(PartialError::Unfinished { path, shard, shards, done, total });
+            return Err(PartialError::Unfinished { path: name(), shard, shards: of, done, total });
         }
-        match seen.get_mut(shard as usize) {
-            Some(seen) if !*seen => *seen = true,
-            _ => return Err(PartialError::Twice { path, shard, shards }),
+        if std::mem::replace(&mut seen[shard as usize], true) {
+            return Err(PartialError::Twice { path: name(), shard, shards: of });
         }
+        shards.push((shard, id, path));
     }
     let missing: Vec<String> = (0..seen.len()).filter(|&i| !seen[i]).map(|i| i.to_string()).collect();
-    if !missing.is_empty() {
-        return Err(PartialError::Missing { missing: missing.join(", "), shards: first.shards });
+    if !missing.is_empty() || shards.is_empty() {
+        let missing = if shards.is_empty() { "all".into() } else { missing.join(", ") };
+        return Err(PartialError::Missing { missing, shards: seen.len() as u32 });
     }
+    shards.sort_unstable_by_key(|&(shard, ..)| shard);
     let mut joined: Option<(PartialHeader, Accumulator)> = None;
-    for (_, path) in &shards {
-        let (header, moments) = read(path)?;
+    for (_, id, path) in shards {
+        let container = Container::open(path, KIND)?;
+        if container.id() != id {
+            return Err(container.damaged("it was replaced while it was being merged".into()).into());
+        }
+        let header = check(container.header()?, path)?;
+        let moments = moments(&container, &header)?;
         match &mut joined {
-            None => joined = Some((header, moments)),
+            None => {
+                let (grid, k) = (header.settings.grid as usize, header.settings.k as usize);
+                joined = Some((header, Accumulator::from_raw(grid, k, moments)));
+            }
             Some((all, sum)) => {
-                sum.merge(&moments);
+                sum.merge_raw(moments);
                 all.done += header.done;
                 all.total += header.total;
                 all.skipped += header.skipped;
@@ -232,7 +304,7 @@ mod tests {
             total: 7,
             skipped: 1,
             scale: vec![1.0; CHANNELS],
-            held_out: vec!["cells/a.png".into()],
+            origin: Origin::Files { held_out: vec!["cells/a.png".into()] },
         }
     }
 

@@ -20,7 +20,7 @@ use super::fitting::{Cell, FitError, Fitter, Plan, Skipped, check_skipped};
 use super::outcomes::Outcomes;
 
 /// A cell of the data set.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct FoldCell {
     /// The cell.
     pub cell: Cell,

@@ -7,9 +7,12 @@ use crate::backbone::{Backbone, Pyramid};
 use crate::embedding::Stages;
 use crate::frame::{DecodeError, DecodeLimits, Frame, decode_file_into};
 use crate::preprocess::{Augmentation, Placement, PreprocessConfig, Preprocessor};
+use crate::synth::SynthCell;
 use crate::verdict::Invalid;
 
 use super::PipelineError;
+use super::plan::Image;
+use super::spent::{Spent, since};
 
 /// The largest frame that buffers are made for at first; an image file may make them grow, a camera's frame may not.
 const DEFAULT_SIDE: usize = 2048;
@@ -23,6 +26,9 @@ pub struct Extractor {
     side: usize,
     image: Vec<f32>,
     turned: Vec<f32>,
+    /// The buffers of the cells that are drawn, once there was one.
+    drawn: Option<Box<SynthCell>>,
+    spent: Spent,
     pyramid: Pyramid,
 }
 
@@ -41,6 +47,8 @@ impl Extractor {
             side: DEFAULT_SIDE,
             image: vec![0.0; size * size],
             turned: vec![0.0; size * size],
+            drawn: None,
+            spent: Spent::default(),
             pyramid: Pyramid::new(size),
         })
     }
@@ -58,18 +66,42 @@ impl Extractor {
         self.backbone.size()
     }
 
-    /// Reads an image file and rectifies the cell in it. Buffers grow if the image is larger than any before.
+    /// Reads or draws an image and rectifies the cell in it. Buffers grow if the image is larger than any before.
     ///
     /// # Errors
     /// Why the cell cannot be judged.
-    pub fn load(&mut self, path: &Path) -> Result<Placement, Invalid> {
+    pub fn load(&mut self, image: &Image) -> Result<Placement, Invalid> {
+        let (line, index) = match image {
+            Image::File(path) => return self.load_file(path),
+            Image::Drawn { line, index } => (line, *index),
+        };
+        let mut clock = Instant::now();
+        let mut drawn = self.drawn.take().unwrap_or_default();
+        line.cell_into(index, &mut drawn);
+        std::mem::swap(&mut self.frame, &mut drawn.frame);
+        self.drawn = Some(drawn);
+        self.spent.images += since(&mut clock);
+        let frame = std::mem::replace(&mut self.frame, Frame::new(0, 0, 1));
+        let outcome = self.make_room(frame.width().max(frame.height())).and_then(|()| self.rectify(&frame));
+        self.spent.rectify += since(&mut clock);
+        self.frame = frame;
+        outcome
+    }
+
+    /// Reads an image file and rectifies the cell in it, as [`load`](Self::load) does.
+    ///
+    /// # Errors
+    /// Why the cell cannot be judged.
+    pub fn load_file(&mut self, path: &Path) -> Result<Placement, Invalid> {
         let mut frame = std::mem::replace(&mut self.frame, Frame::new(0, 0, 1));
-        let outcome = decode_file_into(path, &self.limits, &mut frame)
-            .map_err(|error| Invalid::Unreadable(chain(&error)))
-            .and_then(|()| {
-                self.make_room(frame.width().max(frame.height()))?;
-                self.rectify(&frame)
-            });
+        let mut clock = Instant::now();
+        let decoded = decode_file_into(path, &self.limits, &mut frame);
+        self.spent.images += since(&mut clock);
+        let outcome = decoded.map_err(|error| Invalid::Unreadable(chain(&error))).and_then(|()| {
+            self.make_room(frame.width().max(frame.height()))?;
+            self.rectify(&frame)
+        });
+        self.spent.rectify += since(&mut clock);
         self.frame = frame;
         outcome
     }
@@ -82,6 +114,11 @@ impl Extractor {
             self.side = side;
         }
         Ok(())
+    }
+
+    /// Where the time went since this was asked last.
+    pub fn take_spent(&mut self) -> Spent {
+        std::mem::take(&mut self.spent)
     }
 
     /// Rectifies the cell of a frame. Allocates nothing.
@@ -109,13 +146,16 @@ impl Extractor {
     /// # Errors
     /// If the backbone refuses (which means that its sizes were not those of this extractor).
     pub fn features(&mut self, augmentation: Augmentation) -> Result<&Pyramid, PipelineError> {
+        let mut clock = Instant::now();
         let image = if augmentation.is_identity() {
             &self.image
         } else {
             augmentation.apply(&self.image, &mut self.turned, self.backbone.size());
             &self.turned
         };
+        self.spent.rectify += since(&mut clock);
         self.backbone.run(image, &mut self.pyramid)?;
+        self.spent.network += since(&mut clock);
         Ok(&self.pyramid)
     }
 }

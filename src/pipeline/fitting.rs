@@ -1,13 +1,12 @@
 //! The fit: good cells in, a model out; on all cores, in constant memory, resumable and in shards.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-use crate::backbone::{Pyramid, STAGE_CHANNELS};
 use crate::embedding::projection::CHANNELS;
 use crate::embedding::{Embedder, Embedding, EmbeddingError, Projection};
 use crate::gaussian::fit::BATCH;
@@ -19,22 +18,12 @@ use crate::simd::Isa;
 use crate::verdict::{Calibration, CalibrationError, Invalid};
 use crate::workers::Workers;
 
+use super::channel_scale::ChannelMoments;
 use super::outcomes::Outcomes;
+use super::plan::rank;
+pub use super::plan::{Cell, Image, OriginError, Plan, held_out};
+use super::spent::{Spent, since};
 use super::{Extractor, PipelineError, Scorer};
-
-/// Good cells whose channels' spread is measured for the standardisation.
-const SCALE_CELLS: usize = 64;
-/// Held-out cells that take part in a calibration at most: quantiles do not get better by more.
-const CALIBRATION_CELLS: usize = 2000;
-
-/// One cell of the data set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cell {
-    /// Its name relative to the data set: what the choice of held-out cells and augmentations depend on.
-    pub id: String,
-    /// Its image.
-    pub path: PathBuf,
-}
 
 /// Why a fit stopped.
 #[derive(Debug, Error)]
@@ -78,71 +67,12 @@ pub struct Skipped {
     pub reason: Invalid,
 }
 
-/// How the cells of a data set are used.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
-    /// Cells for the statistics, of all shards, in the data set's order.
-    pub fit: Vec<Cell>,
-    /// Cells for the calibration.
-    pub held_out: Vec<Cell>,
-    /// BLAKE3 over all ids in order.
-    pub list: [u8; 32],
-}
-
-impl Plan {
-    /// Holds out the share that the settings ask for, cell by cell by a hash of seed and id: the same cells whatever
-    /// the shard, the machine or the order.
-    #[must_use]
-    pub fn new(cells: Vec<Cell>, settings: &Settings) -> Self {
-        let mut hasher = blake3::Hasher::new();
-        for cell in &cells {
-            hasher.update(cell.id.as_bytes());
-            hasher.update(&[0]);
-        }
-        let list = *hasher.finalize().as_bytes();
-        let limit = (settings.holdout * 2f64.powi(64)) as u64;
-        let (mut held_out, fit): (Vec<Cell>, Vec<Cell>) =
-            cells.into_iter().partition(|cell| rank(settings.seed, b"holdout", &cell.id) < limit);
-        held_out.sort_by_key(|cell| rank(settings.seed, b"calibrate", &cell.id));
-        held_out.truncate(CALIBRATION_CELLS);
-        Self { fit, held_out, list }
-    }
-
-    /// The cells that one of several shards takes: every `shards`-th.
-    ///
-    /// # Panics
-    /// If `shards` is 0.
-    #[must_use]
-    pub fn shard(&self, shard: u32, shards: u32) -> Vec<Cell> {
-        assert!(shards > 0, "at least one shard");
-        self.fit.iter().skip(shard as usize).step_by(shards as usize).cloned().collect()
-    }
-
-    /// The cells whose channels' spread is measured; the same for all shards.
-    #[must_use]
-    pub fn scale_cells(&self, seed: u64) -> Vec<Cell> {
-        let mut cells: Vec<&Cell> = self.fit.iter().collect();
-        cells.sort_by_key(|cell| rank(seed, b"scale", &cell.id));
-        cells.into_iter().take(SCALE_CELLS).cloned().collect()
-    }
-}
-
-/// A number that depends on seed, purpose and id alone.
-fn rank(seed: u64, purpose: &[u8], id: &str) -> u64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&seed.to_le_bytes());
-    hasher.update(purpose);
-    hasher.update(id.as_bytes());
-    let mut bytes = [0; 8];
-    bytes.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
-    u64::from_le_bytes(bytes)
-}
-
 /// Extractors for all cores.
 pub struct Fitter {
     extractors: Vec<Extractor>,
     workers: Arc<Workers>,
     isa: Isa,
+    spent: Spent,
 }
 
 impl Fitter {
@@ -154,13 +84,19 @@ impl Fitter {
     pub fn new(extractors: Vec<Extractor>) -> Self {
         assert!(!extractors.is_empty(), "a fit needs an extractor");
         let workers = Arc::new(Workers::new(extractors.len()));
-        Self { extractors, workers, isa: Isa::detect() }
+        Self { extractors, workers, isa: Isa::detect(), spent: Spent::default() }
     }
 
     /// Threads at work.
     #[must_use]
     pub fn workers(&self) -> &Workers {
         &self.workers
+    }
+
+    /// Where the time of [`accumulate`](Self::accumulate) went so far.
+    #[must_use]
+    pub fn spent(&self) -> Spent {
+        self.spent
     }
 
     /// Calls `each(extractor, index)` for the indices from 0 to `count − 1`, each on some thread; `chunk` neighbours go
@@ -204,7 +140,7 @@ impl Fitter {
         let moments = Outcomes::new(cells.len());
         let mut states = vec![(); self.extractors.len()];
         self.each(cells.len(), 1, &mut states, |extractor, (), index| {
-            let outcome = extractor.load(&cells[index].path).and_then(|_| {
+            let outcome = extractor.load(&cells[index].image).and_then(|_| {
                 extractor
                     .features(Augmentation::default())
                     .map(ChannelMoments::of)
@@ -247,19 +183,25 @@ impl Fitter {
         let total = cells.len() as u64 * copies;
         // One image a thread: nobody shares one's work.
         let alone = Arc::new(Workers::new(1));
-        let mut embedders: Vec<(Embedder, Option<usize>)> = self
-            .extractors
-            .iter()
-            .map(|e| (Embedder::new(projection, e.size(), grid, self.isa, Arc::clone(&alone)), None))
-            .collect();
-        let slots: Vec<Mutex<Slot>> =
-            (0..BATCH).map(|_| Mutex::new(Slot { embedding: Embedding::new(grid, k), outcome: Ok(()) })).collect();
-        let mut slots = slots;
-        let chunk = (copies as usize).min(BATCH / self.extractors.len()).max(1);
+        let state = |e: &Extractor| Hand {
+            embedder: Embedder::new(projection, e.size(), grid, self.isa, Arc::clone(&alone)),
+            loaded: None,
+            spent: Duration::ZERO,
+        };
+        let mut threads: Vec<Hand> = self.extractors.iter().map(state).collect();
+        for extractor in &mut self.extractors {
+            let _ = extractor.take_spent();
+        }
+        // Enough images in a round for the threads to end it at about the same time.
+        let round = (4 * threads.len()).next_multiple_of(BATCH);
+        let mut slots: Vec<Mutex<Slot>> =
+            (0..round).map(|_| Mutex::new(Slot { embedding: Embedding::new(grid, k), outcome: Ok(()) })).collect();
+        let chunk = (copies as usize).min(round / threads.len()).max(1);
         while *done < total {
             let first = *done;
-            let count = ((total - first) as usize).min(BATCH);
-            self.each(count, chunk, &mut embedders, |extractor, (embedder, loaded), index| {
+            let count = ((total - first) as usize).min(round);
+            let mut clock = Instant::now();
+            self.each(count, chunk, &mut threads, |extractor, Hand { embedder, loaded, spent }, index| {
                 let image = first + index as u64;
                 let (cell, copy) = ((image / copies) as usize, (image % copies) as u32);
                 let mut slot = slots[index].lock().unwrap_or_else(PoisonError::into_inner);
@@ -268,30 +210,44 @@ impl Fitter {
                 *outcome = (|| {
                     if *loaded != Some(cell) {
                         *loaded = None;
-                        extractor.load(&cells[cell].path)?;
+                        extractor.load(&cells[cell].image)?;
                         *loaded = Some(cell);
                     }
                     let pyramid = extractor.features(change).map_err(|e| Invalid::Unreadable(e.to_string()))?;
+                    let mut clock = Instant::now();
                     embedder.project(pyramid);
                     embedder.read_into(embedding);
-                    if embedding.values().iter().all(|y| y.is_finite()) { Ok(()) } else { Err(Invalid::NotFinite) }
+                    let finite = embedding.values().iter().all(|y| y.is_finite());
+                    *spent += since(&mut clock);
+                    if finite { Ok(()) } else { Err(Invalid::NotFinite) }
                 })();
             });
-            let mut batch = Vec::with_capacity(count);
-            let mut skipped = Vec::new();
-            for (index, slot) in slots.iter_mut().take(count).enumerate() {
-                let Slot { embedding, outcome } = slot.get_mut().unwrap_or_else(PoisonError::into_inner);
-                let image = first + index as u64;
-                match std::mem::replace(outcome, Ok(())) {
-                    Ok(()) => batch.push(&*embedding),
-                    // A cell and all its copies fail alike: it is named once.
-                    Err(reason) if image.is_multiple_of(copies) => {
-                        skipped.push(Skipped { id: cells[(image / copies) as usize].id.clone(), reason });
-                    }
-                    Err(_) => {}
-                }
+            let wall = since(&mut clock);
+            for (extractor, hand) in self.extractors.iter_mut().zip(&mut threads) {
+                let busy = Spent { embed: std::mem::take(&mut hand.spent), ..extractor.take_spent() };
+                self.spent.add(&busy);
+                self.spent.wait += wall.saturating_sub(busy.total());
             }
-            moments.update(&batch, self.isa, &self.workers);
+            let mut skipped = Vec::new();
+            let mut image = first;
+            // Batches are cut by image numbers alone, so that the sums do not depend on the round.
+            for batch in slots[..count].chunks_mut(BATCH) {
+                let mut good = Vec::with_capacity(BATCH);
+                for slot in batch {
+                    let Slot { embedding, outcome } = slot.get_mut().unwrap_or_else(PoisonError::into_inner);
+                    match std::mem::replace(outcome, Ok(())) {
+                        Ok(()) => good.push(&*embedding),
+                        // A cell and all its copies fail alike: it is named once.
+                        Err(reason) if image.is_multiple_of(copies) => {
+                            skipped.push(Skipped { id: cells[(image / copies) as usize].id.clone(), reason });
+                        }
+                        Err(_) => {}
+                    }
+                    image += 1;
+                }
+                moments.update(&good, self.isa, &self.workers);
+            }
+            self.spent.update += since(&mut clock) * self.workers.count() as u32;
             *done += count as u64;
             if progress(*done, skipped).is_break() && *done < total {
                 return Err(FitError::Interrupted);
@@ -330,7 +286,7 @@ impl Fitter {
                                 return scorer.into_extractor();
                             }
                             let loaded = scorer
-                                .load(&cells[index].path)
+                                .load(&cells[index].image)
                                 .and_then(|placement| scorer.project().map(|()| placement));
                             if tell(index, &mut scorer, loaded).is_break() {
                                 stopped.store(1, Ordering::Relaxed);
@@ -411,119 +367,16 @@ pub fn check_skipped(skipped: &[Skipped], of: u64, share: f64) -> Result<(), Fit
     }
 }
 
+/// What a thread has beside its extractor.
+struct Hand {
+    embedder: Embedder,
+    /// The cell in the extractor.
+    loaded: Option<usize>,
+    /// Time of the embedding since the last round.
+    spent: Duration,
+}
+
 struct Slot {
     embedding: Embedding,
     outcome: Result<(), Invalid>,
-}
-
-/// Sums over the pixels of pyramids, for each of the 960 channels.
-#[derive(Clone, Debug)]
-struct ChannelMoments {
-    count: [f64; 4],
-    sum: Vec<f64>,
-    squares: Vec<f64>,
-}
-
-impl Default for ChannelMoments {
-    fn default() -> Self {
-        Self { count: [0.0; 4], sum: vec![0.0; CHANNELS], squares: vec![0.0; CHANNELS] }
-    }
-}
-
-impl ChannelMoments {
-    fn of(pyramid: &Pyramid) -> Self {
-        let mut moments = Self::default();
-        let mut first = 0;
-        for (stage, &channels) in STAGE_CHANNELS.iter().enumerate() {
-            let sums = &mut moments.sum[first..first + channels];
-            let squares = &mut moments.squares[first..first + channels];
-            for pixel in pyramid.map(stage).chunks_exact(channels) {
-                for ((sum, square), &x) in sums.iter_mut().zip(squares.iter_mut()).zip(pixel) {
-                    *sum += f64::from(x);
-                    *square += f64::from(x) * f64::from(x);
-                }
-            }
-            moments.count[stage] = pyramid.side(stage).pow(2) as f64;
-            first += channels;
-        }
-        moments
-    }
-
-    fn add(&mut self, other: &Self) {
-        self.count.iter_mut().zip(other.count).for_each(|(a, b)| *a += b);
-        self.sum.iter_mut().zip(&other.sum).for_each(|(a, b)| *a += b);
-        self.squares.iter_mut().zip(&other.squares).for_each(|(a, b)| *a += b);
-    }
-
-    /// 1/σ of each channel; 0 for a channel that never changes, which tells nothing.
-    fn scale(&self) -> Vec<f32> {
-        let mut scale = Vec::with_capacity(CHANNELS);
-        for (stage, &channels) in STAGE_CHANNELS.iter().enumerate() {
-            let n = self.count[stage].max(1.0);
-            for _ in 0..channels {
-                let channel = scale.len();
-                let mean = self.sum[channel] / n;
-                let variance = self.squares[channel] / n - mean * mean;
-                let deviation = variance.max(0.0).sqrt() as f32;
-                let usable = deviation.is_finite() && f64::from(deviation) > 1e-6 * (1.0 + mean.abs());
-                scale.push(if usable { rounded(1.0 / deviation) } else { 0.0 });
-            }
-        }
-        scale
-    }
-}
-
-/// A positive float rounded to 8 bits of mantissa.
-fn rounded(x: f32) -> f32 {
-    f32::from_bits((x.to_bits() + (1 << 14)) & !((1 << 15) - 1))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn cells(n: usize) -> Vec<Cell> {
-        (0..n).map(|i| Cell { id: format!("c{i:05}"), path: PathBuf::new() }).collect()
-    }
-
-    #[test]
-    fn shards_cover_the_fit_once_and_held_out_cells_do_not_depend_on_order() {
-        let settings = Settings::default();
-        let plan = Plan::new(cells(2000), &settings);
-        let share = plan.held_out.len() as f64 / 2000.0;
-        assert!((share - settings.holdout).abs() < 0.03, "{share}");
-        let mut ids: Vec<String> = (0..7).flat_map(|s| plan.shard(s, 7)).map(|c| c.id).collect();
-        ids.sort();
-        let all: Vec<String> = plan.fit.iter().map(|c| c.id.clone()).collect();
-        assert_eq!(ids, all);
-        let mut reversed = cells(2000);
-        reversed.reverse();
-        let backward = Plan::new(reversed, &settings);
-        let sorted = |cells: &[Cell]| {
-            let mut ids: Vec<String> = cells.iter().map(|c| c.id.clone()).collect();
-            ids.sort();
-            ids
-        };
-        assert_eq!(sorted(&plan.held_out), sorted(&backward.held_out));
-        assert_ne!(plan.list, backward.list);
-        assert_eq!(plan.scale_cells(1).len(), SCALE_CELLS);
-    }
-
-    #[test]
-    fn the_scale_is_one_over_the_deviation_and_zero_for_dead_channels() {
-        let mut pyramid = Pyramid::new(64);
-        for (stage, channels) in STAGE_CHANNELS.into_iter().enumerate() {
-            for (i, x) in pyramid.map_mut(stage).iter_mut().enumerate() {
-                let (pixel, channel) = (i / channels, i % channels);
-                *x = if channel == 0 { 3.0 } else { 5.0 + if pixel % 2 == 0 { 0.25 } else { -0.25 } };
-            }
-        }
-        let scale = ChannelMoments::of(&pyramid).scale();
-        assert_eq!(scale.len(), CHANNELS);
-        assert_eq!(scale[0], 0.0);
-        assert!((scale[1] - 4.0).abs() < 0.02);
-        assert_eq!(scale[64], 0.0);
-        assert_eq!(rounded(1.0), 1.0);
-        assert!((rounded(1.2345) / 1.2345 - 1.0).abs() < 1.0 / 256.0);
-    }
 }

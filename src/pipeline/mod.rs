@@ -4,17 +4,21 @@
 //! [`fitting`] runs extractors on all cores over a data set to gather, resume, merge and calibrate a model;
 //! [`crossval`] measures every cell by statistics that have not seen it.
 
+mod channel_scale;
 pub mod crossval;
 mod extractor;
 pub mod fitting;
 mod inspector;
 mod outcomes;
+mod plan;
 mod scorer;
+mod spent;
 
 pub use extractor::Extractor;
 pub use inspector::Inspector;
 pub use outcomes::Outcomes;
 pub use scorer::Scorer;
+pub use spent::Spent;
 
 use thiserror::Error;
 

@@ -17,6 +17,7 @@ use crate::workers::Workers;
 
 use super::Extractor;
 use super::extractor::lap;
+use super::plan::Image;
 
 /// Measures cells against statistics; owns every buffer of the way. Once made it allocates nothing but to read files.
 pub struct Scorer {
@@ -48,7 +49,7 @@ impl Scorer {
     /// Why the cell cannot be judged.
     pub fn score_file(&mut self, path: &Path, statistics: &Statistics<'_>) -> Result<(Scores, Placement), Invalid> {
         let mut clock = Instant::now();
-        let placement = self.extractor.load(path)?;
+        let placement = self.extractor.load_file(path)?;
         self.latency.preprocess_us = lap(&mut clock);
         Ok((self.score_rectified(statistics)?, placement))
     }
@@ -73,12 +74,12 @@ impl Scorer {
         self.measure(statistics)
     }
 
-    /// Reads and rectifies an image file and no more.
+    /// Fetches and rectifies an image and no more.
     ///
     /// # Errors
     /// Why the cell cannot be judged.
-    pub fn load(&mut self, path: &Path) -> Result<Placement, Invalid> {
-        self.extractor.load(path)
+    pub fn load(&mut self, image: &Image) -> Result<Placement, Invalid> {
+        self.extractor.load(image)
     }
 
     /// Backbone and projection of the rectified image.

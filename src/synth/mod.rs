@@ -270,6 +270,12 @@ impl Generator {
         self.plan(index, self.config.selection).class
     }
 
+    /// The name of cell `index`'s image in a data set: its class and its number, such as `A000041.png`.
+    #[must_use]
+    pub fn file_name(&self, index: u64) -> String {
+        format!("{:?}{index:06}.png", self.class(index))
+    }
+
     /// Cell `index`.
     #[must_use]
     pub fn cell(&self, index: u64) -> SynthCell {

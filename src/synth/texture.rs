@@ -2,6 +2,7 @@
 
 use super::canvas::{Canvas, Layout};
 use super::chance::{Chance, Purpose, bell, smooth};
+use crate::simd::{Isa, Kernel, Simd};
 
 /// Fingers across the cell, and the share of light that one takes at its middle.
 const FINGERS: usize = 78;
@@ -22,6 +23,7 @@ pub(super) struct Line {
     pub tile_bits: u32,
     /// Centres of the transport belts, as shares of the cell's side.
     belts: [f64; 3],
+    isa: Isa,
 }
 
 /// What of a cell's texture its defects must know, in canvas pixels.
@@ -33,6 +35,57 @@ pub(super) struct Grid {
     pub clouds: (usize, usize),
 }
 
+/// The canvas of one good cell being filled; each pixel sees the same operations whatever the instruction set.
+struct Weave<'a> {
+    line: &'a Line,
+    canvas: &'a mut Canvas,
+    scratch: &'a mut Scratch,
+    /// Of the swirl rings.
+    centre: (f32, f32),
+    /// Where the tile begins, and how strong it is.
+    waves: ((usize, usize), f32),
+    clouds: ((usize, usize), f32),
+}
+
+impl Kernel for Weave<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Weave { line, canvas, scratch, centre, waves: (waves, wave_amp), clouds: (clouds, cloud_amp) } = self;
+        let (layout, side) = (&line.layout, line.layout.side);
+        let mask = (1 << line.tile_bits) - 1;
+        let (top, foot) = (layout.rim + 0.014 * layout.cell, layout.rim + 0.986 * layout.cell);
+        let Scratch { columns, bare_columns, rows, rings, at } = scratch;
+        at.resize(side, 0);
+        for y in 0..side {
+            // Busbars end a little before the cell does.
+            let bar = (smooth((y as f64 - top) / (4.0 * layout.unit)) * smooth((foot - y as f64) / (4.0 * layout.unit)))
+                as f32;
+            let row = rows[y];
+            let dy = y as f32 - centre.1;
+            let dy2 = dy * dy;
+            for (x, at) in at.iter_mut().enumerate() {
+                let dx = x as i32 as f32 - centre.0;
+                let r = (dx * dx + dy2).sqrt();
+                // SAFETY: a distance on a canvas of at most a few thousand pixels. (`as` would be done one by one.)
+                *at = unsafe { (2.0 * r).to_int_unchecked::<i32>() };
+            }
+            let wave_row = &line.waves[((y + waves.1) & mask) << line.tile_bits..][..mask + 1];
+            let cloud_row = &line.clouds[((y + clouds.1) & mask) << line.tile_bits..][..mask + 1];
+            let base = &line.base[y * side..][..side];
+            let out = &mut canvas.gain[y * side..][..side];
+            let lines = columns[..side].iter().zip(&bare_columns[..side]).zip(&at[..side]);
+            for (x, ((out, &base), ((&column, &bare), &at))) in out.iter_mut().zip(base).zip(lines).enumerate() {
+                let ring = rings[at as usize & (RINGS - 1)];
+                let texture = wave_amp * wave_row[(x + waves.0) & mask] + cloud_amp * cloud_row[(x + clouds.0) & mask];
+                let column = bare + bar * (column - bare);
+                *out = base * column * row * (1.0 + texture + ring);
+            }
+        }
+    }
+}
+
 /// Buffers for one cell's texture.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Scratch {
@@ -40,6 +93,8 @@ pub(super) struct Scratch {
     bare_columns: Vec<f32>,
     rows: Vec<f32>,
     rings: Vec<f32>,
+    /// The entry of `rings` at each pixel of a row.
+    at: Vec<i32>,
 }
 
 impl Line {
@@ -68,7 +123,7 @@ impl Line {
                 inside[y * side + x] = u8::from(outside < 0.0);
             }
         }
-        Self { layout, busbars, base, inside, waves, clouds, tile_bits, belts }
+        Self { layout, busbars, base, inside, waves, clouds, tile_bits, belts, isa: Isa::detect() }
     }
 
     /// Middle of busbar `i` on the canvas, before the print's shift.
@@ -83,7 +138,7 @@ impl Line {
 
     /// Fills the canvas with a good cell.
     pub fn weave(&self, canvas: &mut Canvas, scratch: &mut Scratch, chance: &mut Chance) -> Grid {
-        let (side, unit) = (self.layout.side, self.layout.unit);
+        let unit = self.layout.unit;
         let mask = (1 << self.tile_bits) - 1;
         let start = |chance: &mut Chance| (chance.bits() as usize & mask, chance.bits() as usize & mask);
         let jitter = 0.9 * unit;
@@ -93,27 +148,14 @@ impl Line {
         let cloud_amp = (chance.between(0.005, 0.016) + if chance.with(0.12) { 0.014 } else { 0.0 }) as f32;
         self.profiles(scratch, shift, chance);
         let centre = self.rings(&mut scratch.rings, chance);
-        let (top, foot) = (self.layout.rim + 0.014 * self.layout.cell, self.layout.rim + 0.986 * self.layout.cell);
-        for y in 0..side {
-            // Busbars end a little before the cell does.
-            let bar = (smooth((y as f64 - top) / (4.0 * unit)) * smooth((foot - y as f64) / (4.0 * unit))) as f32;
-            let row = scratch.rows[y];
-            let dy = y as f32 - centre.1;
-            let dy2 = dy * dy;
-            let wave_row = &self.waves[((y + waves.1) & mask) << self.tile_bits..][..mask + 1];
-            let cloud_row = &self.clouds[((y + clouds.1) & mask) << self.tile_bits..][..mask + 1];
-            let base = &self.base[y * side..][..side];
-            let out = &mut canvas.gain[y * side..][..side];
-            for (x, (out, &base)) in out.iter_mut().zip(base).enumerate() {
-                let dx = x as f32 - centre.0;
-                let r = (dx * dx + dy2).sqrt();
-                let ring = scratch.rings[(2.0 * r) as usize & (RINGS - 1)];
-                let texture = wave_amp * wave_row[(x + waves.0) & mask] + cloud_amp * cloud_row[(x + clouds.0) & mask];
-                let bare = scratch.bare_columns[x];
-                let column = bare + bar * (scratch.columns[x] - bare);
-                *out = base * column * row * (1.0 + texture + ring);
-            }
-        }
+        self.isa.run(Weave {
+            line: self,
+            canvas,
+            scratch,
+            centre,
+            waves: (waves, wave_amp),
+            clouds: (clouds, cloud_amp),
+        });
         self.harmless(canvas, chance);
         Grid { shift, clouds }
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::heatmap::{Regions, Scores};
 use crate::preprocess::{Placement, Refusal};
-pub use calibration::{CLASS_C, Calibration, CalibrationError, DECISION, quantile};
+pub use calibration::{CLASS_C, Calibration, CalibrationError, DECISION, MIN_CELLS, quantile};
 
 /// The production class of a cell (paper section 2.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

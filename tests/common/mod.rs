@@ -34,7 +34,7 @@ pub fn good_cells(folder: &Path, count: u64) -> Vec<Cell> {
             let id = format!("cell{index:04}.pgm");
             let path = folder.join(&id);
             write_pgm(&path, &generator.cell(index).frame);
-            Cell { id, path }
+            Cell::file(id, path)
         })
         .collect()
 }

@@ -157,7 +157,7 @@ fn drawn_model(
         let id = format!("cell{index:02}.png");
         let path = folder.join(&id);
         generator.cell(index).frame.save_png(&path).with_context(|| format!("writing {}", path.display()))?;
-        Ok(Cell { id, path })
+        Ok(Cell::file(&id, &path))
     });
     let plan = Plan::new(cells.collect::<anyhow::Result<_>>()?, &settings);
     let mut fitter = args.engine.fitter(network, &settings)?;
@@ -175,11 +175,11 @@ fn drawn_model(
         total: plan.fit.len() as u64 * u64::from(settings.augment.images_per_cell()),
         skipped: 0,
         scale,
-        held_out: Vec::new(),
+        origin: plan.origin(),
     };
     let mut moments = Accumulator::new(settings.grid as usize, settings.k as usize);
     let interrupted = AtomicBool::new(false);
-    fit::gather(&mut fitter, &plan.fit, &mut header, &projection, &mut moments, &interrupted)?;
+    fit::gather(&mut fitter, &plan.fit, &mut header, &projection, &mut moments, None, &interrupted)?;
     let out = folder.join("bench.cgm");
     fit::finish(&mut fitter, &plan.held_out, &header, &projection, &moments, &out, &interrupted, Calibrate::Now)
 }

@@ -193,7 +193,7 @@ fn real(args: &Args) -> anyhow::Result<Case> {
     let there = train.len();
     sampling::shuffle(&mut rng, &mut train);
     train.truncate(ELPV_GOOD);
-    let good = train.into_iter().map(|item| Cell { id: item.id.clone(), path: item.path.clone() }).collect();
+    let good = train.into_iter().map(|item| Cell::file(&item.id, &item.path)).collect();
     let mut test = split.test[0].clone();
     sampling::shuffle(&mut rng, &mut test);
     let mut batch = Vec::new();
@@ -255,10 +255,10 @@ fn fit(
         total,
         skipped: 0,
         scale,
-        held_out: Vec::new(),
+        origin: plan.origin(),
     };
     let mut moments = Accumulator::new(settings.grid as usize, settings.k as usize);
-    fit::gather(&mut fitter, &plan.fit, &mut header, &projection, &mut moments, interrupted)?;
+    fit::gather(&mut fitter, &plan.fit, &mut header, &projection, &mut moments, None, interrupted)?;
     let model =
         fit::finish(&mut fitter, &plan.held_out, &header, &projection, &moments, out, interrupted, Calibrate::Now)?;
     let seconds = started.elapsed().as_secs_f64();

@@ -185,7 +185,7 @@ mod tests {
         let items: Vec<Item> = (0..cases.len())
             .map(|i| Item { label: Some(Label::Class(cases[i].1)), ..Item::new(PathBuf::new(), i.to_string()) })
             .collect();
-        let cell = |i: usize| Cell { id: i.to_string(), path: PathBuf::new() };
+        let cell = |i: usize| Cell::file(i.to_string(), PathBuf::new());
         let cells: Vec<FoldCell> =
             (0..cases.len()).map(|i| FoldCell { cell: cell(i), good: false, fold: cases[i].0 }).collect();
         let scores = |fold| {

@@ -149,7 +149,7 @@ fn one(
     let class = generator.class(index);
     let (size, white) = (generator.config().size as u32, generator.config().white);
     let depth = if white > 255 { 16 } else { 8 };
-    let name = format!("{class:?}{index:06}.png");
+    let name = generator.file_name(index);
     let (image, mask) = (dir.join(&name), PathBuf::from("masks").join(&name));
     let there = is_whole(&image, size, depth);
     if there && class == Class::A {

@@ -3,14 +3,17 @@
 //! Buerhop-Lutz et al. 2018, Deitsch et al. 2019 and 2021; 300×300, 8 bits, one cell an image, of 44 modules, with
 //! the experts' defect probability (0, 1/3, 2/3, 1) and mono or poly. The images are CC BY-NC-SA 4.0.
 
+mod error;
+mod wheel;
+
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use sha2::{Digest, Sha256};
-
-use super::dataset::{Dataset, DatasetError};
+use super::dataset::Dataset;
+pub use error::ElpvError;
+use error::io;
+use wheel::{download, sha256, unpack};
 
 /// What pip is asked for.
 pub const REQUIREMENT: &str = "elpv-dataset==1.0.0.post1";
@@ -24,12 +27,6 @@ pub const IMAGES: usize = 2624;
 /// The variable that names the data folder.
 pub const DATA_VARIABLE: &str = "CELLGATE_DATA";
 
-/// No file of the wheel is larger when unpacked.
-const MAX_FILE: u64 = 4 << 20;
-/// Nor are all of them together.
-const MAX_TOTAL: u64 = 256 << 20;
-const MAX_ENTRIES: usize = 10_000;
-const DATA_PREFIX: &str = "elpv_dataset/data/";
 const TEMPORARY_PREFIX: &str = ".elpv-";
 
 /// How far the fetch is.
@@ -55,102 +52,6 @@ pub struct Fetched {
     pub folder: PathBuf,
     /// It was there already, and whole: nothing was done.
     pub already: bool,
-}
-
-/// Why the data set could not be brought.
-#[derive(Debug, thiserror::Error)]
-pub enum ElpvError {
-    /// Nowhere to put it.
-    #[error("this user has no cache folder; name one with --data-dir or {DATA_VARIABLE}")]
-    NoDataDir,
-    /// Not fetched yet.
-    #[error("the ELPV images are not in {folder}; fetch them with `cellgate data elpv`")]
-    NotThere {
-        /// Where they would be.
-        folder: PathBuf,
-    },
-    /// The folder holds something else, or less.
-    #[error("{folder} is not the whole ELPV set ({problem}); move it away or delete it, then run `cellgate data elpv`")]
-    Damaged {
-        /// The folder.
-        folder: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// No Python.
-    #[error(
-        "cannot run python3 to download {REQUIREMENT}; install Python 3 with pip, or download the wheel from PyPI elsewhere and give it with --wheel FILE"
-    )]
-    NoPython {
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// Python without pip.
-    #[error(
-        "python3 has no pip to download {REQUIREMENT}; install it (Debian, Ubuntu: apt install python3-pip), or download the wheel from PyPI elsewhere and give it with --wheel FILE"
-    )]
-    NoPip,
-    /// pip found no way out.
-    #[error(
-        "pip cannot reach a package index to download {REQUIREMENT}; check the network, or download the wheel from PyPI elsewhere and give it with --wheel FILE. pip said: {said}"
-    )]
-    NoNetwork {
-        /// Its last lines.
-        said: String,
-    },
-    /// pip failed otherwise.
-    #[error("pip could not download {REQUIREMENT}; or give the wheel with --wheel FILE. pip said: {said}")]
-    Pip {
-        /// Its last lines.
-        said: String,
-    },
-    /// Not the file that was published.
-    #[error("{wheel} is not the published {REQUIREMENT}: SHA-256 {found}, not {expected}; download it again")]
-    WrongHash {
-        /// The file.
-        wheel: PathBuf,
-        /// Its hash.
-        found: String,
-        /// What it must be.
-        expected: String,
-    },
-    /// A wheel that must not be unpacked.
-    #[error("refused to unpack {wheel}: {problem}")]
-    Wheel {
-        /// The file.
-        wheel: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// No space.
-    #[error(
-        "the disk that holds {path} is full: ELPV needs 250 MB while it is unpacked; free some, or name another folder with --data-dir"
-    )]
-    DiskFull {
-        /// Where it was to go.
-        path: PathBuf,
-    },
-    /// The system refused.
-    #[error("cannot {what} {path}")]
-    Io {
-        /// What was attempted.
-        what: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// What was unpacked does not read as a data set.
-    #[error(transparent)]
-    Dataset(#[from] DatasetError),
-}
-
-fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> ElpvError {
-    let path = path.to_path_buf();
-    move |source| match source.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ElpvError::DiskFull { path },
-        _ => ElpvError::Io { what, path, source },
-    }
 }
 
 /// The folder for data sets: `explicit`, else `CELLGATE_DATA`, else `cellgate` in the user's cache folder.
@@ -263,65 +164,6 @@ fn is_whole_png(path: &Path) -> bool {
     ends().is_ok_and(|(head, tail)| head == *b"\x89PNG\r\n\x1a\n" && tail == *b"IEND\xaeB`\x82")
 }
 
-/// Has pip download the wheel into `into`.
-fn download(python: &Path, into: &Path) -> Result<PathBuf, ElpvError> {
-    let output = Command::new(python)
-        .args(["-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-input"])
-        .args(["--disable-pip-version-check", "--progress-bar", "off", REQUIREMENT, "-d"])
-        .arg(into)
-        .output()
-        .map_err(|source| ElpvError::NoPython { source })?;
-    if !output.status.success() {
-        return Err(pip_error(&String::from_utf8_lossy(&output.stderr), into));
-    }
-    let entries = std::fs::read_dir(into).map_err(io("list", into))?;
-    let mut wheels = entries.flatten().map(|entry| entry.path());
-    let wheel = wheels.find(|path| path.extension().is_some_and(|ending| ending == "whl"));
-    wheel.ok_or_else(|| ElpvError::Pip { said: "success, but there is no wheel".into() })
-}
-
-/// What pip's complaint means.
-fn pip_error(said: &str, into: &Path) -> ElpvError {
-    let has = |words: &[&str]| words.iter().any(|word| said.contains(word));
-    if has(&["No module named pip"]) {
-        return ElpvError::NoPip;
-    }
-    if has(&["No space left", "Disk quota exceeded"]) {
-        return ElpvError::DiskFull { path: into.to_path_buf() };
-    }
-    let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let last = lines[lines.len().saturating_sub(3)..].join(" / ");
-    let network = [
-        "Could not find a version",
-        "No matching distribution",
-        "NewConnectionError",
-        "ConnectTimeout",
-        "ReadTimeout",
-        "ProxyError",
-        "name resolution",
-        "Max retries",
-        "Connection refused",
-        "Network is unreachable",
-        "timed out",
-        "SSLError",
-    ];
-    if has(&network) { ElpvError::NoNetwork { said: last } } else { ElpvError::Pip { said: last } }
-}
-
-fn sha256(path: &Path) -> Result<String, ElpvError> {
-    let mut file = File::open(path).map_err(io("open the wheel", path))?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        let read = file.read(&mut buffer).map_err(io("read the wheel", path))?;
-        if read == 0 {
-            break;
-        }
-        hash.update(&buffer[..read]);
-    }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
 /// Checks the wheel and unpacks it beside `folder`, which then appears at once and whole.
 fn install(
     wheel: &Path,
@@ -357,64 +199,11 @@ fn install(
     Ok(())
 }
 
-/// Unpacks `images/*.png`, `labels.csv` and the licence into `into`.
-fn unpack(wheel: &Path, into: &Path, progress: &mut dyn FnMut(Progress)) -> Result<(), ElpvError> {
-    let refuse = |problem: String| ElpvError::Wheel { wheel: wheel.to_path_buf(), problem };
-    let file = File::open(wheel).map_err(io("open the wheel", wheel))?;
-    let mut archive = zip::ZipArchive::new(std::io::BufReader::new(file)).map_err(|error| refuse(error.to_string()))?;
-    if archive.len() > MAX_ENTRIES {
-        return Err(refuse(format!("{} entries, more than {MAX_ENTRIES}", archive.len())));
-    }
-    let images = into.join("images");
-    std::fs::create_dir(&images).map_err(io("create", &images))?;
-    let (mut written, total) = (0, archive.len());
-    for index in 0..total {
-        let entry = archive.by_index(index).map_err(|error| refuse(error.to_string()))?;
-        let name = entry.name().map_err(|error| refuse(error.to_string()))?.into_owned();
-        let tricky = name.starts_with(['/', '\\']) || name.split(['/', '\\']).any(|part| part == "..");
-        if tricky || entry.enclosed_name().is_none() || entry.is_symlink() {
-            return Err(refuse(format!("{name:?} leads out of its folder")));
-        }
-        let Some(target) = target(&name) else { continue };
-        let path = into.join(target.map_err(refuse)?);
-        let mut content = Vec::new();
-        entry.take(MAX_FILE + 1).read_to_end(&mut content).map_err(|error| refuse(format!("{name}: {error}")))?;
-        written += content.len() as u64;
-        if content.len() as u64 > MAX_FILE || written > MAX_TOTAL {
-            return Err(refuse(format!("{name:?} is larger than it can be")));
-        }
-        let mut file = File::create_new(&path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::AlreadyExists => refuse(format!("{name:?} is in it twice")),
-            _ => io("create", &path)(error),
-        })?;
-        file.write_all(&content).map_err(io("write", &path))?;
-        progress(Progress::Unpacking { done: index + 1, total });
-    }
-    Ok(())
-}
-
-/// Where an entry goes; `None` if it is not wanted, `Err` if it has no place in a data set.
-fn target(name: &str) -> Option<Result<PathBuf, String>> {
-    if name.ends_with("/licenses/LICENSE.md") {
-        return Some(Ok("LICENSE.md".into()));
-    }
-    let inner = name.strip_prefix(DATA_PREFIX)?;
-    if inner.is_empty() || inner == "images/" {
-        return None;
-    }
-    let plain =
-        |stem: &str| !stem.is_empty() && stem.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-    let image = inner.strip_prefix("images/").and_then(|file| file.strip_suffix(".png"));
-    if inner == super::dataset::LABELS_FILE || image.is_some_and(plain) {
-        Some(Ok(inner.split('/').collect()))
-    } else {
-        Some(Err(format!("{name:?} has no place in the data set")))
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::wheel::MAX_FILE;
     use super::*;
+    use std::io::Write;
     use zip::write::SimpleFileOptions;
 
     const PNG: &[u8] = b"\x89PNG\r\n\x1a\n....IEND\xaeB`\x82";
@@ -522,33 +311,5 @@ mod tests {
     #[test]
     fn the_data_folder_is_the_one_that_is_named() {
         assert_eq!(data_dir(Some(Path::new("here"))).unwrap(), Path::new("here"));
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn each_way_pip_can_fail_has_its_remedy() {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::tempdir().unwrap();
-        let error = download(&dir.path().join("no-python"), dir.path()).unwrap_err();
-        assert!(matches!(error, ElpvError::NoPython { .. }) && error.to_string().contains("--wheel"), "{error}");
-        let cases = [
-            ("/usr/bin/python3: No module named pip", "apt install python3-pip"),
-            ("ERROR: Could not find a version that satisfies the requirement", "check the network"),
-            ("OSError: [Errno 28] No space left on device", "is full"),
-            ("ERROR: strange", "pip said: ERROR: strange"),
-        ];
-        for (said, remedy) in cases {
-            let error = pip_error(&format!("{said}\n"), dir.path()).to_string();
-            assert!(error.contains(remedy), "{said}: {error}");
-        }
-        let script = dir.path().join("python");
-        std::fs::write(&script, "#!/bin/sh\necho 'ERROR: strange' >&2\nexit 1\n").unwrap();
-        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-        match download(&script, dir.path()) {
-            Err(ElpvError::Pip { said }) => assert_eq!(said, "ERROR: strange"),
-            // Another thread's fork may hold the script open for writing.
-            Err(ElpvError::NoPython { source }) => assert_eq!(source.kind(), std::io::ErrorKind::ExecutableFileBusy),
-            other => panic!("{other:?}"),
-        }
     }
 }
