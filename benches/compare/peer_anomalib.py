@@ -30,16 +30,14 @@ def statistics(torch):
 
 
 def build(folder):
-    """Makes the torch state and the OpenVINO model; returns their paths."""
+    """Makes `anomalib.pt`, the torch state, and the OpenVINO model."""
     import torch
 
     model = padim()
     model.model.gaussian.mean, model.model.gaussian.inv_covariance = statistics(torch)
     model.eval()
-    state = pathlib.Path(folder, "anomalib.pt")
-    torch.save(model.model.state_dict(), state)
+    torch.save(model.model.state_dict(), pathlib.Path(folder, "anomalib.pt"))
     model.to_openvino(pathlib.Path(folder), input_size=(SIZE, SIZE))
-    return state, next(pathlib.Path(folder).rglob("*.xml"))
 
 
 def load(model, image, threads, options):

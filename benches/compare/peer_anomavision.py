@@ -22,7 +22,7 @@ def padim():
 
 
 def build(folder):
-    """Writes the whole model; returns its path."""
+    """Writes the whole model, `anomavision.pt`."""
     import torch
     from anomavision.algorithm.common.mahalanobis import MahalanobisDistance
 
@@ -31,9 +31,7 @@ def build(folder):
     mean, inverse = peer_anomalib.statistics(torch)
     model = padim()
     model.mahalanobisDistance = MahalanobisDistance(mean.T.contiguous(), inverse)
-    path = pathlib.Path(folder, "anomavision.pt")
-    torch.save(model, path)
-    return path
+    torch.save(model, pathlib.Path(folder, "anomavision.pt"))
 
 
 def load(model, image, threads, options):

@@ -16,7 +16,7 @@ def load(model, image, threads, options):
     request.set_input_tensor(openvino.Tensor(image, shared_memory=True))
     outputs = [request.get_output_tensor(index) for index in range(len(compiled.outputs))]
 
-    def run():
+    def run(_keep=image):  # the tensor only points at the image
         request.infer()
         return [output.data for output in outputs]
 

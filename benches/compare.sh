@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Every target of speed and memory, measured beside the peers on this machine. `compare.sh --help` says the options.
+#
+# The peers come from PyPI into target/compare/venv (5.5 GB: torch's wheel brings its CUDA libraries); --remove-venv
+# takes it away again afterwards. Measure on a quiet machine.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+remove=false
+arguments=()
+for argument in "$@"; do
+    case "$argument" in
+    --remove-venv) remove=true ;;
+    -h | --help)
+        python3 benches/compare --help
+        echo "  --remove-venv         remove the peers' virtual environment at the end"
+        exit
+        ;;
+    *) arguments+=("$argument") ;;
+    esac
+done
+
+venv=target/compare/venv
+wanted=benches/compare/requirements.txt
+if ! cmp --silent "$wanted" "$venv/installed.txt"; then
+    rm -rf "$venv"
+    mkdir -p target/compare
+    python3 -m venv "$venv"
+    # The list is complete: what it leaves out (triton, cuSOLVER and the like) no peer loads on a CPU.
+    "$venv/bin/pip" install --quiet --no-deps -r "$wanted"
+    cp "$wanted" "$venv/installed.txt"
+fi
+if $remove; then
+    trap 'rm -rf "$venv"' EXIT
+fi
+
+cargo build --release --locked --bin cellgate
+# The executable of a bench.
+bench() {
+    cargo bench --no-run --locked --bench "$1" --message-format json 2>/dev/null |
+        "$venv/bin/python" -c '
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    if message.get("executable") and message["target"]["name"] == sys.argv[1]:
+        print(message["executable"])' "$1"
+}
+backbone=$(bench backbone)
+inspection=$(bench inspection)
+distance=$(bench distance)
+
+"$venv/bin/python" -W ignore benches/compare \
+    --cellgate "$PWD/target/release/cellgate" \
+    --backbone "$backbone" --inspection "$inspection" --distance "$distance" \
+    --repository "$PWD" ${arguments[@]+"${arguments[@]}"}
