@@ -30,9 +30,12 @@ if ! cmp --silent "$wanted" "$venv/installed.txt"; then
     "$venv/bin/pip" install --quiet --no-deps -r "$wanted"
     cp "$wanted" "$venv/installed.txt"
 fi
-if $remove; then
-    trap 'rm -rf "$venv"' EXIT
-fi
+work=$(mktemp -d "$PWD/target/compare/scratch.XXXXXX")
+clean_up() {
+    rm -rf "$work"
+    if $remove; then rm -rf "$venv"; fi
+}
+trap clean_up EXIT
 
 cargo build --release --locked --bin cellgate
 # The executable of a bench.
@@ -52,4 +55,4 @@ distance=$(bench distance)
 "$venv/bin/python" -W ignore benches/compare \
     --cellgate "$PWD/target/release/cellgate" \
     --backbone "$backbone" --inspection "$inspection" --distance "$distance" \
-    --repository "$PWD" ${arguments[@]+"${arguments[@]}"}
+    --repository "$PWD" --work "$work" ${arguments[@]+"${arguments[@]}"}

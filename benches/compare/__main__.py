@@ -2,8 +2,8 @@
 
 import argparse
 import pathlib
+import signal
 import sys
-import tempfile
 import traceback
 
 PARTS = ("network", "classifier", "threads", "bandwidth", "fit", "path", "build")
@@ -11,7 +11,7 @@ PARTS = ("network", "classifier", "threads", "bandwidth", "fit", "path", "build"
 
 def main():
     parser = argparse.ArgumentParser(prog="compare.sh", description=__doc__)
-    for name in ("cellgate", "backbone", "inspection", "distance", "repository"):
+    for name in ("cellgate", "backbone", "inspection", "distance", "repository", "work"):
         parser.add_argument(f"--{name}", required=True, type=pathlib.Path, help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="fewer rounds and images")
     parser.add_argument("--images", type=int, help="images of the fit [default: 300, or 120 with --quick]")
@@ -27,18 +27,19 @@ def main():
     import report
     from comparison import Comparison
 
+    # Cells, models and served processes go away then too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     about = report.machine()
     failed = False
-    with tempfile.TemporaryDirectory(dir=args.repository / "target") as work:
-        comparison = Comparison(args, pathlib.Path(work))
-        for part in parts:
-            print(f"measuring: {part}", file=sys.stderr)
-            try:
-                getattr(comparison, part)()
-            except Exception as error:  # one peer that breaks must not cost the other figures
-                traceback.print_exc()
-                comparison.notes.append(f"{part} was not measured to its end: {error}")
-                failed = True
+    comparison = Comparison(args, args.work)
+    for part in parts:
+        print(f"measuring: {part}", file=sys.stderr)
+        try:
+            getattr(comparison, part)()
+        except Exception as error:  # one peer that breaks must not cost the other figures
+            traceback.print_exc()
+            comparison.notes.append(f"{part} was not measured to its end: {error}")
+            failed = True
     print(report.markdown(comparison.rows, about, comparison.facts, comparison.notes))
     if args.json:
         report.write_json(args.json, comparison.rows, about, comparison.facts, comparison.notes, comparison.raw)
