@@ -18,12 +18,12 @@ cargo build --release --locked --bin cellgate 2>"$work/build.log" || { cat "$wor
 bench=$(cargo bench --no-run --locked --bench inspection 2>&1 | sed -n 's/.*Executable .*(\(.*\))$/\1/p')
 [ -x "$bench" ] || { echo "instructions.sh: the bench inspection was not built" >&2; exit 1; }
 
-target/release/cellgate synth -o "$work/cells" -n 100 --class A --size 300 --no-masks 2>/dev/null
+target/release/cellgate synth -o "$work/cells" -n 100 --class A --size 300 --no-masks >/dev/null 2>&1
 CELLGATE_ISA=$isa target/release/cellgate fit "$work/cells" -o "$work/model.cgm" --preprocess none \
     --size 256 --grid 64 -k 100 --stages 1,2,3 --holdout 0.25 >/dev/null 2>"$work/fit.log" ||
     { cat "$work/fit.log" >&2; exit 1; }
 
-CELLGATE_ISA=$isa valgrind --tool=callgrind --callgrind-out-file="$work/counts" --collect-atstart=no \
+CELLGATE_ISA=$isa valgrind --tool=callgrind --callgrind-out-file="$work/counts" --collect-atstart=no --separate-callers=1 \
     --toggle-collect=counted_inspection \
     "$bench" --count --from-file --model "$work/model.cgm" --image "$work/cells/A000000.png" \
     2>"$work/valgrind.log" || { cat "$work/valgrind.log" >&2; exit 1; }
@@ -31,7 +31,17 @@ CELLGATE_ISA=$isa valgrind --tool=callgrind --callgrind-out-file="$work/counts" 
 echo "One inspection of a 300 × 300 PNG (256 × 256, stages 1 to 3, k = 100, 64 × 64), one thread, $isa,"
 echo "$(rustc --version), by: benches/instructions.sh $isa"
 echo
-callgrind_annotate --threshold=100 "$work/counts" |
-    sed -n -e '/PROGRAM TOTALS/{s/^ *\([0-9,]*\).*/\1 instructions/p;}' \
-        -e '/PROGRAM TOTALS/,$ s/^ *\([0-9,]\+ ([ 0-9.]*%)\) \+[^ ]*:\(.*\) \[.*$/\1  \2/p' |
-    sed -e 's/<[^>]*>//g' | cut -c 1-150 | head -n "$((lines + 1))" || true
+# A kernel is named after the function that calls it: `run_avx2` alone would be all of them.
+callgrind_annotate --threshold=100 "$work/counts" | awk -v lines="$lines" '
+    /PROGRAM TOTALS/ { print $1 " instructions"; started = 1; next }
+    started && /^ *[0-9,]+ +\( *[0-9.]+%\)/ && shown < lines {
+        shown++
+        name = $0
+        sub(/^ *[0-9,]+ +\( *[0-9.]+%\) +/, "", name)
+        sub(/^(\?\?\?|[^ :]*\.[Sc]):/, "", name)
+        sub(/ \[[^]]*\]$/, "", name)
+        gsub(/\047/, " from ", name)
+        match($0, /\( *[0-9.]+%\)/)
+        share = substr($0, RSTART + 1, RLENGTH - 2)
+        printf "%14s %7s  %s\n", $1, share, substr(name, 1, 110)
+    }'

@@ -16,20 +16,14 @@ BATCH = 32  # anomalib's default
 
 def anomalib(folder, workers):
     import torch
-    from anomalib.data.utils import read_image
 
     import peer_anomalib
 
     model = peer_anomalib.padim().model
-    from anomalib.models import Padim
-
-    transform = Padim.configure_pre_processor((peer_anomalib.SIZE, peer_anomalib.SIZE)).transform
     paths = sorted(pathlib.Path(folder).glob("*.png"))
+    # Images are resized in the loader and not after it, so that worker processes, where there are any, share that too.
     loader = torch.utils.data.DataLoader(
-        paths,
-        batch_size=BATCH,
-        num_workers=workers,
-        collate_fn=lambda chosen: torch.stack([read_image(path, as_tensor=True) for path in chosen]),
+        paths, batch_size=BATCH, num_workers=workers, collate_fn=peer_anomalib.reader()
     )
     model.train()
     model.feature_extractor.eval()
@@ -37,7 +31,7 @@ def anomalib(folder, workers):
     def fit():
         with torch.no_grad():
             for batch in loader:
-                model(transform(batch))
+                model(batch)
         model.fit()
 
     return fit, len(paths)
@@ -45,13 +39,11 @@ def anomalib(folder, workers):
 
 def anomavision(folder, workers):
     import torch
-    from anomavision.datasets.dataset import AnodetDataset
 
     import peer_anomavision
 
     model = peer_anomavision.padim()
-    size = (peer_anomavision.SIZE, peer_anomavision.SIZE)
-    dataset = AnodetDataset(folder, resize=size, crop_size=None)
+    dataset = peer_anomavision.data(folder)
     loader = torch.utils.data.DataLoader(dataset, batch_size=BATCH, num_workers=workers)
     return lambda: model.fit(loader), len(dataset)
 

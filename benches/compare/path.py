@@ -27,16 +27,19 @@ def build_peers(folder):
     }
 
 
-def compare(bench, model, cell, peers, threads, rounds, runs):
-    """Times by side and the facts each states."""
+def compare(bench, model, cell, peers, threads, rounds, runs, from_file=False):
+    """Times by side and the facts each states; `from_file` has each read, decode and resize the cell's PNG as well."""
     image = np.random.default_rng(1).normal(size=(256, 256)).astype("<f4")
     with tempfile.TemporaryDirectory() as folder:
         image_path = pathlib.Path(folder, "image.f32")
         image.tofile(image_path)
         ours = [bench, "--serve", "--model", model, "--image", cell, "--threads", threads]
-        started = [Side("ours", ours)]
+        started = [Side("ours", [*ours, "--from-file"] if from_file else ours)]
         for name, (peer, path) in peers.items():
+            # The one takes a file, the other a folder, of which it reads one.
+            options = [f"file={cell}", f"folder={cell.parent}"] if from_file else []
             command = [sys.executable, "-W", "ignore", HERE / "serve.py", peer, path, "--threads", threads]
+            command += [part for option in options for part in ("--option", option)]
             started.append(Side(name, [*command, "--input", image_path]))
         facts = {side.name: side.facts for side in started}
         return take_turns(started, rounds, runs), facts

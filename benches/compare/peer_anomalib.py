@@ -40,6 +40,16 @@ def build(folder):
     model.to_openvino(pathlib.Path(folder), input_size=(SIZE, SIZE))
 
 
+def reader():
+    """From the paths of image files to a normalised batch, as anomalib's data sets and pre-processor do it."""
+    import torch
+    from anomalib.data.utils import read_image
+    from anomalib.models import Padim
+
+    transform = Padim.configure_pre_processor((SIZE, SIZE)).transform
+    return lambda paths: transform(torch.stack([read_image(path, as_tensor=True) for path in paths]))
+
+
 def load(model, image, threads, options):
     image = np.ascontiguousarray(np.repeat(image, 3, axis=1))
     if model.endswith(".xml"):
@@ -58,10 +68,11 @@ def load(model, image, threads, options):
     loaded.load_state_dict(state)
     loaded.eval()
     given = torch.from_numpy(image)
+    read = reader() if "file" in options else None
 
     def run():
         with torch.inference_mode():
-            result = loaded(given)
+            result = loaded(read([options["file"]]) if read else given)
         return [result.anomaly_map.numpy(), result.pred_score.numpy()]
 
     return run, f"anomalib {__version__} in torch {torch.__version__}"

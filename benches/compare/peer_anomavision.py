@@ -34,6 +34,13 @@ def build(folder):
     torch.save(model, pathlib.Path(folder, "anomavision.pt"))
 
 
+def data(folder):
+    """A folder's images as anomavision reads and transforms them."""
+    from anomavision.datasets.dataset import AnodetDataset
+
+    return AnodetDataset(str(folder), resize=(SIZE, SIZE), crop_size=None)
+
+
 def load(model, image, threads, options):
     import importlib.metadata
 
@@ -44,10 +51,11 @@ def load(model, image, threads, options):
     loaded = torch.load(model, weights_only=False)
     loaded.eval()
     given = torch.from_numpy(np.ascontiguousarray(np.repeat(image, 3, axis=1)))
+    files = data(options["folder"]) if "folder" in options else None
 
     def run():
         with torch.inference_mode():
-            score, heatmap = loaded.predict(given)
+            score, heatmap = loaded.predict(files[0][0][None] if files else given)
         return [heatmap.numpy(), score.numpy()]
 
     return run, f"anomavision {importlib.metadata.version('anomavision')} in torch {torch.__version__}"
