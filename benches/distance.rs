@@ -1,8 +1,9 @@
-//! The distance kernel against reading memory: `cargo bench --bench distance`.
+//! Embedding, distance and heatmap against reading memory: `cargo bench --bench distance [-- --json]`.
 //!
-//! Embedding, distance and heatmap of the default field (64 × 64, k = 100, factors in halves: 41.4 MB a frame), on one
-//! thread and on two, beside the fastest sum over the same 41.4 MB that the same instruction set can do. The two take
-//! turns, so that whatever else the machine does hits both; medians are printed, and their ratio.
+//! The default field (64 × 64, k = 100, factors in halves: 41.4 MB a frame) with either embedding, on one thread and on
+//! two, beside the fastest sum over the same 41.4 MB that the same instruction set can do. All take turns, so that
+//! whatever else the machine does hits all; printed are medians, and the share of the read's bandwidth that is reached
+//! by the distance alone and by the three together.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::time::Instant;
 use cellgate::backbone::cpu::CpuBackbone;
 use cellgate::backbone::{Backbone, Pyramid, ResNet18};
 use cellgate::embedding::projection::CHANNELS;
-use cellgate::embedding::{Embedder, Projection, Stages};
+use cellgate::embedding::{Embedder, Mixing, Projection, Stages};
 use cellgate::gaussian::distance::mahalanobis;
 use cellgate::gaussian::factors::{OwnedStatistics, column_start, position_stride, section_len};
 use cellgate::gaussian::{Factors, Precision, Statistics};
@@ -19,6 +20,7 @@ use cellgate::heatmap::Analyser;
 use cellgate::simd::{Isa, Kernel, Simd};
 use cellgate::workers::Workers;
 use half::f16;
+use memmap2::MmapMut;
 
 const SIZE: usize = 256;
 const GRID: usize = 64;
@@ -60,16 +62,16 @@ fn median(times: &mut [f64]) -> f64 {
     times[times.len() / 2]
 }
 
-fn main() {
-    let isa = Isa::detect();
-    let network = ResNet18::embedded().expect("the embedded backbone");
-    let mut backbone = CpuBackbone::new(&network, SIZE, isa, Arc::new(Workers::new(1))).expect("a valid size");
-    let image: Vec<f32> = (0..SIZE * SIZE).map(|i| ((i * 37 + i / SIZE * 11) % 200) as f32 / 100.0 - 1.0).collect();
-    let mut pyramid = Pyramid::new(SIZE);
-    backbone.run(&image, &mut pyramid).expect("the sizes fit");
+/// The model's factors lie in huge pages (src/model/container.rs); so do these, and so does what is read beside them.
+fn in_huge_pages(halves: &[f16]) -> MmapMut {
+    let mut pages = MmapMut::map_anon(size_of_val(halves)).expect("memory for the factors");
+    #[cfg(target_os = "linux")]
+    let _ = pages.advise(memmap2::Advice::HugePage);
+    pages.copy_from_slice(bytemuck::cast_slice(halves));
+    pages
+}
 
-    let projection = Projection::semi_orthogonal(K, 1, Stages::ALL, &[1.0; CHANNELS]).expect("valid settings");
-    let mut embedder = Embedder::new(&projection, SIZE, GRID, isa);
+fn packed_statistics() -> OwnedStatistics {
     let mut factors = vec![0.0f32; section_len(GRID * GRID, K)];
     for (position, u) in factors.chunks_exact_mut(position_stride(K)).take(GRID * GRID).enumerate() {
         for j in 0..K {
@@ -78,46 +80,88 @@ fn main() {
             }
         }
     }
-    let owned = OwnedStatistics::pack(GRID, K, vec![0.1; GRID * GRID * K + 16], factors, Precision::F16);
-    let statistics: Statistics<'_> = owned.view();
-    let Factors::F16(halves) = statistics.factors() else { unreachable!("packed as halves above") };
+    OwnedStatistics::pack(GRID, K, vec![0.1; GRID * GRID * K + 16], factors, Precision::F16)
+}
+
+fn main() {
+    let json = std::env::args().any(|argument| argument == "--json");
+    let isa = Isa::detect();
+    let network = ResNet18::embedded().expect("the embedded backbone");
+    let mut backbone = CpuBackbone::new(&network, SIZE, isa, Arc::new(Workers::new(1))).expect("a valid size");
+    let image: Vec<f32> = (0..SIZE * SIZE).map(|i| ((i * 37 + i / SIZE * 11) % 200) as f32 / 100.0 - 1.0).collect();
+    let mut pyramid = Pyramid::new(SIZE);
+    backbone.run(&image, &mut pyramid).expect("the sizes fit");
+
+    let owned = packed_statistics();
+    let Factors::F16(halves) = owned.view().factors() else { unreachable!("packed as halves above") };
+    let pages = in_huge_pages(halves);
+    let halves: &[f16] = bytemuck::cast_slice(&pages);
+    let statistics = Statistics::new(GRID, K, &owned.mean, Factors::F16(halves), &owned.row_scale).expect("as packed");
     let bytes = size_of_val(halves) as f64;
+    // Read before each side: as after the network of the next cell, none of the factors is left in a cache.
+    let elsewhere = vec![f16::ONE; 128 << 20 >> 1];
     let mut analyser = Analyser::new(GRID, 1.0);
     let mut heat = vec![0.0; GRID * GRID];
 
-    println!("{isa}, {GRID}×{GRID}, k = {K}, {:.1} MB of factors, {ROUNDS} rounds, medians", bytes / 1e6);
-    println!("threads  project ms  distance ms  (GB/s)  heatmap ms  read ms  (GB/s)  distance/read");
+    if !json {
+        println!("{isa}, {GRID}×{GRID}, k = {K}, {:.1} MB of factors, {ROUNDS} rounds, medians in ms", bytes / 1e6);
+        println!("threads  embedding  project  distance  heatmap    all   read   GB/s  distance/read  all/read");
+    }
     for threads in [1, 2] {
-        let workers = Workers::new(threads);
-        let [mut project, mut distance, mut heatmap, mut read] = [(); 4].map(|()| Vec::with_capacity(ROUNDS));
+        let workers = Arc::new(Workers::new(threads));
+        let mut embedders = [Mixing::Sparse, Mixing::Dense].map(|mixing| {
+            let projection =
+                Projection::semi_orthogonal(mixing, K, 1, Stages::ALL, &[1.0; CHANNELS]).expect("valid settings");
+            (mixing, Embedder::new(&projection, SIZE, GRID, isa, Arc::clone(&workers)))
+        });
+        let mut times: [[Vec<f64>; 3]; 2] = Default::default();
+        let mut reads = Vec::with_capacity(ROUNDS);
         for round in 0..ROUNDS + 3 {
-            let clock = Instant::now();
-            embedder.project(&pyramid);
-            let projected = clock.elapsed();
-            mahalanobis(&statistics, &embedder, &workers, &mut heat);
-            let measured = clock.elapsed();
-            analyser.smooth(&mut heat);
-            black_box(analyser.scores(&heat).expect("finite distances"));
-            let analysed = clock.elapsed();
+            for ((_, embedder), times) in embedders.iter_mut().zip(&mut times) {
+                read_memory(&elsewhere, isa, &workers);
+                let clock = Instant::now();
+                embedder.project(&pyramid);
+                let projected = clock.elapsed();
+                mahalanobis(&statistics, embedder, &mut heat);
+                let measured = clock.elapsed();
+                analyser.smooth(&mut heat);
+                black_box(analyser.scores(&heat).expect("finite distances"));
+                let analysed = clock.elapsed();
+                if round >= 3 {
+                    for (times, time) in times.iter_mut().zip([projected, measured - projected, analysed - measured]) {
+                        times.push(time.as_secs_f64() * 1e3);
+                    }
+                }
+            }
+            read_memory(&elsewhere, isa, &workers);
             let clock = Instant::now();
             read_memory(halves, isa, &workers);
-            let summed = clock.elapsed();
             if round >= 3 {
-                let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1e3;
-                project.push(ms(projected));
-                distance.push(ms(measured - projected));
-                heatmap.push(ms(analysed - measured));
-                read.push(ms(summed));
+                reads.push(clock.elapsed().as_secs_f64() * 1e3);
             }
         }
-        let [project, distance, heatmap, read] =
-            [&mut project, &mut distance, &mut heatmap, &mut read].map(|t| median(t));
-        let rate = |ms: f64| bytes / ms / 1e6;
-        println!(
-            "{threads:>7}  {project:>10.2}  {distance:>11.2}  {:>6.1}  {heatmap:>10.3}  {read:>7.2}  {:>6.1}  {:>13.2}",
-            rate(distance),
-            rate(read),
-            distance / read
-        );
+        let read = median(&mut reads);
+        for ((mixing, _), times) in embedders.iter().zip(&mut times) {
+            let mut sums: Vec<f64> = (0..ROUNDS).map(|round| times.iter().map(|t| t[round]).sum()).collect();
+            let all = median(&mut sums);
+            let [project, distance, heatmap] = times.each_mut().map(|t| median(t));
+            let rate = bytes / read / 1e6;
+            let (alone, share) = (read / distance, read / all);
+            if json {
+                println!(
+                    "{{\"isa\":\"{isa}\",\"threads\":{threads},\"embedding\":\"{mixing}\",\"bytes\":{bytes},\
+                     \"project_ms\":{project:.4},\"distance_ms\":{distance:.4},\"heatmap_ms\":{heatmap:.4},\
+                     \"all_ms\":{all:.4},\"read_ms\":{read:.4},\"distance_share\":{alone:.4},\"share\":{share:.4}}}"
+                );
+            } else {
+                println!(
+                    "{threads:>7}  {:>9}  {project:>7.3}  {distance:>8.3}  {heatmap:>7.3}  {all:>5.2}  {read:>5.2}  \
+                     {rate:>5.1}  {:>11.0} %  {:>6.0} %",
+                    mixing.to_string(),
+                    alone * 100.0,
+                    share * 100.0
+                );
+            }
+        }
     }
 }

@@ -114,7 +114,7 @@ fn fit(network: &ResNet18, cells: &[Cell], settings: &Settings) -> (Fitter, Proj
     let mut fitter = fitter(network, settings, threads());
     let scale = fitter.channel_scale(&cells[..cells.len().min(50)], settings).expect("usable cells");
     let (grid, k) = (settings.grid as usize, settings.k as usize);
-    let projection = Projection::semi_orthogonal(k, settings.seed, settings.stages, &scale).expect("valid settings");
+    let projection = settings.projection(&scale).expect("valid settings");
     let mut moments = Accumulator::new(grid, k);
     fitter
         .accumulate(cells, settings, &projection, &mut moments, &mut 0, |_, skipped| {

@@ -103,6 +103,8 @@ impl Workers {
         let task: *const Task<'static> = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) };
         {
             let mut state = self.shared.lock();
+            // A panic of the last call that its own caller overtook with one.
+            self.shared.panicked.store(0, Ordering::Relaxed);
             state.task = Some(task);
             state.running = self.threads.len();
             state.generation += 1;
@@ -116,9 +118,40 @@ impl Workers {
         drop(finish);
         assert_eq!(self.shared.panicked.swap(0, Ordering::Relaxed), 0, "a worker thread panicked");
     }
+
+    /// Shares `items`, cut into units of `unit`, out to all: `task(index, first, part)` gets the part that starts with
+    /// unit number `first`. Allocates nothing.
+    ///
+    /// # Panics
+    /// As [`Workers::run`], and if `items` is not a whole number of units.
+    pub fn split<T: Send>(&self, items: &mut [T], unit: usize, task: &(dyn Fn(usize, usize, &mut [T]) + Sync)) {
+        assert!(unit > 0 && items.len().is_multiple_of(unit), "{} items are not units of {unit}", items.len());
+        let (units, count) = (items.len() / unit, self.count());
+        let parts = Parts(items.as_mut_ptr());
+        self.run(&|index| {
+            let (first, last) = (units * index / count, units * (index + 1) / count);
+            // SAFETY: the range lies in `items`, which is borrowed for the whole call, and `run` calls each index once:
+            // no two parts overlap.
+            let part =
+                unsafe { std::slice::from_raw_parts_mut(parts.start().add(first * unit), (last - first) * unit) };
+            task(index, first, part);
+        });
+    }
 }
 
 struct Finish<'a>(&'a Shared);
+
+/// The items of [`Workers::split`], of which each index takes a part of its own.
+struct Parts<T>(*mut T);
+
+// SAFETY: a bare address; `split` makes slices of it that do not overlap, and `T` may be sent.
+unsafe impl<T: Send> Sync for Parts<T> {}
+
+impl<T> Parts<T> {
+    fn start(&self) -> *mut T {
+        self.0
+    }
+}
 
 impl Drop for Finish<'_> {
     fn drop(&mut self) {
@@ -210,12 +243,28 @@ mod tests {
     }
 
     #[test]
+    fn a_split_gives_every_unit_to_one_index() {
+        for (threads, units) in [(1, 5), (3, 7), (3, 2), (2, 0)] {
+            let mut items = vec![(usize::MAX, 0); units * 4];
+            Workers::new(threads).split(&mut items, 4, &|index, first, part| {
+                for (i, unit) in part.chunks_exact_mut(4).enumerate() {
+                    unit.iter_mut().for_each(|item| *item = (first + i, item.1 + index + 1));
+                }
+            });
+            assert!(items.iter().enumerate().all(|(i, item)| item.0 == i / 4 && (1..=threads).contains(&item.1)));
+        }
+    }
+
+    #[test]
     fn a_panic_on_a_worker_reaches_the_caller_and_the_workers_live_on() {
         let workers = Workers::new(2);
         let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             workers.run(&|i| assert_eq!(i, 0, "as planned"));
         }));
         assert!(caught.is_err());
+        workers.run(&|_| ());
+        let both = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| workers.run(&|_| panic!("as planned"))));
+        assert!(both.is_err());
         workers.run(&|_| ());
     }
 }

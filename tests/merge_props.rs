@@ -1,9 +1,11 @@
 //! What must hold for any data: however a set of embeddings is split, batched and joined, the model is one; packed
 //! distances are dense ones; and projecting commutes with interpolating.
 
+use std::sync::Arc;
+
 use cellgate::backbone::{Pyramid, STAGE_CHANNELS};
 use cellgate::embedding::projection::CHANNELS;
-use cellgate::embedding::{Embedder, Embedding, Projection, Stages};
+use cellgate::embedding::{Embedder, Embedding, Mixing, Projection, Stages};
 use cellgate::gaussian::distance::{mahalanobis, mahalanobis_dense};
 use cellgate::gaussian::factors::{OwnedStatistics, column_start, position_stride, section_len};
 use cellgate::gaussian::fit::BATCH;
@@ -84,6 +86,10 @@ fn apart(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / scale
 }
 
+fn mixing() -> impl Strategy<Value = Mixing> {
+    proptest::sample::select(vec![Mixing::Sparse, Mixing::Dense])
+}
+
 fn isa() -> impl Strategy<Value = Isa> {
     proptest::sample::select(Isa::available().collect::<Vec<_>>())
 }
@@ -137,12 +143,12 @@ proptest! {
     #[test]
     fn packed_distance_is_dense_distance(
         seed in any::<u64>(), grid in 1usize..9, k in 1usize..=130, half in any::<bool>(), isa in isa(),
-        threads in 1usize..4, stages in proptest::sample::select(vec!["1,2,3,4", "2,3", "4", "1,4"]),
+        threads in 1usize..4, mixing in mixing(), stages in proptest::sample::select(vec!["1,2,3,4", "2,3", "4", "1,4"]),
     ) {
         let stages: Stages = stages.parse().unwrap();
         let size = 64;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let projection = Projection::semi_orthogonal(k, seed, stages, &[1.0; CHANNELS]).unwrap();
+        let projection = Projection::semi_orthogonal(mixing, k, seed, stages, &[1.0; CHANNELS]).unwrap();
         // Any lower triangular U with a diagonal that dominates, over five orders of magnitude from row to row.
         let mut factors = vec![0.0f32; section_len(grid * grid, k)];
         for position in 0..grid * grid {
@@ -161,12 +167,12 @@ proptest! {
         let packed = OwnedStatistics::pack(grid, k, mean, factors, precision);
 
         let pyramid = pyramid(size, &mut rng);
-        let mut embedder = Embedder::new(&projection, size, grid, isa);
+        let mut embedder = Embedder::new(&projection, size, grid, isa, Arc::new(Workers::new(threads)));
         let mut embedding = Embedding::new(grid, k);
         embedder.project(&pyramid);
         embedder.read_into(&mut embedding);
         let mut got = vec![0.0; grid * grid];
-        mahalanobis(&packed.view(), &embedder, &Workers::new(threads), &mut got);
+        mahalanobis(&packed.view(), &embedder, &mut got);
         // Against the very numbers that are stored, and against those before they were rounded to halves.
         for (statistics, limit) in [(&packed, 1e-4), (&exact, if half { 1e-2 } else { 1e-4 })] {
             let want = mahalanobis_dense(&statistics.view(), &embedding);
@@ -185,14 +191,15 @@ proptest! {
     #[test]
     fn projecting_and_interpolating_commute(
         seed in any::<u64>(), size in (2usize..6).prop_map(|n| 32 * n), grid in 1usize..24, k in 1usize..40, isa in isa(),
+        threads in 1usize..4, mixing in mixing(),
         stages in proptest::sample::select(vec!["1,2,3,4", "1,2,3", "2", "3,4"]),
     ) {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let scale: Vec<f32> = (0..CHANNELS).map(|_| 1.1 + noise(&mut rng)).collect();
-        let projection = Projection::semi_orthogonal(k, seed, stages.parse().unwrap(), &scale).unwrap();
+        let projection = Projection::semi_orthogonal(mixing, k, seed, stages.parse().unwrap(), &scale).unwrap();
         let pyramid = pyramid(size, &mut rng);
         let want = upsample_then_project(&projection, &pyramid, grid);
-        let mut embedder = Embedder::new(&projection, size, grid, isa);
+        let mut embedder = Embedder::new(&projection, size, grid, isa, Arc::new(Workers::new(threads)));
         let mut got = Embedding::new(grid, k);
         embedder.project(&pyramid);
         embedder.read_into(&mut got);

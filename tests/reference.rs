@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use cellgate::backbone::cpu::CpuBackbone;
 use cellgate::backbone::{Pyramid, ResNet18};
-use cellgate::embedding::{Embedder, Embedding, Projection};
+use cellgate::embedding::{Embedder, Embedding, Mixing};
 use cellgate::eval::dataset::Label;
 use cellgate::eval::elpv;
 use cellgate::gaussian::distance::mahalanobis;
@@ -86,16 +86,20 @@ fn distances_and_scores_of_real_cells_agree_with_numpy_in_f64() {
     let pyramids: Vec<Pyramid> = test.iter().enumerate().map(|(i, cell)| maps(cell, &name_of("test", i))).collect();
 
     let cases = [
-        Case { name: "small", images: 80, settings: Settings { grid: 16, k: 40, ..standardised } },
+        Case {
+            name: "small",
+            images: 80,
+            settings: Settings { grid: 16, k: 40, mixing: Mixing::Dense, ..standardised },
+        },
         Case { name: "default", images: FIT, settings: defaults.clone() },
     ];
     let mut described = Vec::new();
     for Case { name, images, settings } in &cases {
         let (grid, k) = (settings.grid as usize, settings.k as usize);
         let scale = if settings.standardise { scale.clone() } else { vec![1.0; scale.len()] };
-        let projection = Projection::semi_orthogonal(k, settings.seed, settings.stages, &scale).unwrap();
+        let projection = settings.projection(&scale).unwrap();
         write(folder, &format!("{name}-projection.f32"), projection.matrix().iter().copied());
-        let mut embedder = Embedder::new(&projection, size, grid, Isa::detect());
+        let mut embedder = Embedder::new(&projection, size, grid, Isa::detect(), Arc::clone(&workers));
         for (index, pyramid) in first.iter().enumerate() {
             let mut embedding = Embedding::new(grid, k);
             embedder.project(pyramid);
@@ -123,7 +127,7 @@ fn distances_and_scores_of_real_cells_agree_with_numpy_in_f64() {
             for (index, pyramid) in pyramids.iter().enumerate() {
                 let mut heat = vec![0.0; grid * grid];
                 embedder.project(pyramid);
-                mahalanobis(&view, &embedder, &workers, &mut heat);
+                mahalanobis(&view, &embedder, &mut heat);
                 let file = |what: &str| format!("{name}-{precision:?}-{what}{index}.f32");
                 write(folder, &file("distance"), heat.iter().copied());
                 analyser.smooth(&mut heat);

@@ -306,6 +306,7 @@ fn shown_settings(
         Setting::new("grid", format!("{0}×{0}", settings.grid)),
         Setting::new("k", settings.k),
         Setting::new("stages", settings.stages),
+        Setting::new("embedding", settings.mixing),
         Setting::new("standardised", settings.standardise),
         Setting::new("shrinkage", settings.shrinkage),
         Setting::new("smoothing", settings.sigma),

@@ -112,7 +112,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             (fresh(scale), Accumulator::new(settings.grid as usize, settings.k as usize))
         }
     };
-    let projection = Projection::semi_orthogonal(settings.k as usize, settings.seed, settings.stages, &header.scale)?;
+    let projection = settings.projection(&header.scale)?;
 
     let outcome = gather(&mut fitter, &cells, &mut header, &projection, &mut moments, &interrupted);
     if let Err(FitError::Interrupted) = outcome {

@@ -7,7 +7,6 @@ use anyhow::Context;
 
 use super::fit::{self, Calibrate};
 use super::shared::{self, Engine};
-use crate::embedding::Projection;
 use crate::model::partial;
 use crate::pipeline::fitting::Cell;
 
@@ -51,7 +50,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let (header, moments) = partial::merge(&args.partials)?;
     let settings = &header.settings;
     let network = fit::fitted_backbone(&args.engine, header.backbone)?;
-    let projection = Projection::semi_orthogonal(settings.k as usize, settings.seed, settings.stages, &header.scale)?;
+    let projection = settings.projection(&header.scale)?;
     let held_out: Vec<Cell> = match &args.calibrate {
         Some(path) => shared::good_cells(&shared::open_data(path, None)?.0)?,
         None => header.held_out.iter().map(|path| Cell { id: path.clone(), path: path.into() }).collect(),

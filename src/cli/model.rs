@@ -56,7 +56,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     println!("image        {0}×{0}, {border}", s.size);
     println!(
-        "embedding    k = {}, stages {}, seed {}{}",
+        "embedding    {}, k = {}, stages {}, seed {}{}",
+        s.mixing,
         s.k,
         s.stages,
         s.seed,

@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::backbone::ResNet18;
 use crate::backbone::cpu::CpuBackbone;
 use crate::backbone::weights::Loaded;
-use crate::embedding::Stages;
+use crate::embedding::{Mixing, Stages};
 use crate::eval::dataset::Dataset;
 use crate::eval::elpv;
 use crate::gaussian::{Precision, Shrinkage};
@@ -99,6 +99,11 @@ pub struct FitSettings {
     #[arg(long, default_value = "1,2,3,4", value_name = "LIST")]
     pub stages: Stages,
 
+    /// How channels are mixed into the k values: `sparse` (each channel feeds one of them, cheap) or `dense` (each
+    /// feeds all, as in the paper).
+    #[arg(long, default_value_t, value_name = "KIND")]
+    pub embedding: Mixing,
+
     /// Seed of the embedding, the augmentation and the choice of held-out cells.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -177,6 +182,7 @@ impl FitSettings {
             grid: self.grid,
             k: self.k,
             stages: self.stages,
+            mixing: self.embedding,
             seed: self.seed,
             standardise: self.standardise,
             preprocess,

@@ -1,10 +1,13 @@
 //! Projection and interpolation on the CPU.
 
-use crate::backbone::cpu::gemm::{PackedMatrix, gemm};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use crate::backbone::{Pyramid, STAGE_CHANNELS, STAGE_STRIDES};
 use crate::simd::{Isa, Kernel, Simd};
+use crate::workers::Workers;
 
 use super::Projection;
+use super::matrix::Matrix;
 
 /// Floats past the end of a buffer that a vector of the widest instruction set may touch.
 pub(crate) const SLACK: usize = 16;
@@ -44,25 +47,29 @@ impl Embedding {
 }
 
 /// Projects a pyramid and reads it out on the grid. All buffers are its own and made once.
-#[derive(Clone, Debug)]
 pub struct Embedder {
     isa: Isa,
     size: usize,
     grid: usize,
     k: usize,
     stages: Vec<StageMap>,
+    workers: Arc<Workers>,
+    /// For each worker, the blended rows of a grid row: see [`Embedder::row`].
+    rows: Vec<Mutex<Vec<f32>>>,
 }
 
 /// One stage: its part of W, and its projected map of `side²` pixels, `stride` floats apart (k rounded up to whole
 /// panels of the packed matrix).
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct StageMap {
     stage: usize,
     side: usize,
     stride: usize,
-    matrix: PackedMatrix,
+    matrix: Matrix,
     map: Vec<f32>,
     taps: Vec<Tap>,
+    /// Where its blended row starts in a worker's rows.
+    row: usize,
 }
 
 /// One axis of a bilinear interpolation: `(1 − weight)·x[low] + weight·x[high]`.
@@ -74,24 +81,25 @@ struct Tap {
 }
 
 impl Embedder {
-    /// For images of side `size`, a `grid` × `grid` field and the given projection.
+    /// For images of side `size`, a `grid` × `grid` field and the given projection; `workers` share the work.
     #[must_use]
-    pub fn new(projection: &Projection, size: usize, grid: usize, isa: Isa) -> Self {
+    pub fn new(projection: &Projection, size: usize, grid: usize, isa: Isa, workers: Arc<Workers>) -> Self {
         let k = projection.k();
+        let mut row = 0;
         let stages = (0..4)
             .filter(|&stage| projection.uses(stage))
             .map(|stage| {
                 let side = size / STAGE_STRIDES[stage];
-                let w = projection.stage(stage);
-                let matrix = PackedMatrix::new(isa, STAGE_CHANNELS[stage], k.next_multiple_of(SLACK), |c, j| {
-                    if j < k { w[c * k + j] } else { 0.0 }
-                });
-                let stride = matrix.padded_columns();
+                let matrix = Matrix::new(isa, STAGE_CHANNELS[stage], k, projection.stage(stage));
+                let stride = matrix.stride();
                 let taps = (0..grid).map(|i| Tap::new(i, side, grid)).collect();
-                StageMap { stage, side, stride, matrix, map: vec![0.0; side * side * stride], taps }
+                let map = StageMap { stage, side, stride, matrix, map: vec![0.0; side * side * stride], taps, row };
+                row += side * stride;
+                map
             })
             .collect();
-        Self { isa, size, grid, k, stages }
+        let rows = (0..workers.count()).map(|_| Mutex::new(vec![0.0; row])).collect();
+        Self { isa, size, grid, k, stages, workers, rows }
     }
 
     /// Side of the field.
@@ -112,15 +120,20 @@ impl Embedder {
         self.isa
     }
 
+    /// Those who share its work.
+    #[must_use]
+    pub fn workers(&self) -> &Workers {
+        &self.workers
+    }
+
     /// Projects every stage at its own resolution.
     ///
     /// # Panics
     /// If the pyramid was made for another image size.
     pub fn project(&mut self, pyramid: &Pyramid) {
         assert_eq!(pyramid.size(), self.size, "the embedder was made for another image size");
-        for StageMap { stage, side, stride, matrix, map, .. } in &mut self.stages {
-            let channels = STAGE_CHANNELS[*stage];
-            gemm(self.isa, pyramid.map(*stage), channels, *side * *side, matrix, map, *stride);
+        for StageMap { stage, matrix, map, .. } in &mut self.stages {
+            matrix.project(pyramid.map(*stage), map, &self.workers);
         }
     }
 
@@ -133,56 +146,77 @@ impl Embedder {
         self.isa.run(ReadAll { embedder: self, out: &mut out.values });
     }
 
-    /// The vector of position (`row`, `column`) minus `minus`, written to `out`; both are `vectors` vectors of `S`
-    /// long, of which only the first k values mean anything.
+    /// Makes ready to read grid row `row` on worker `thread`: the two rows of each map that it lies between are blended
+    /// once for all its positions, which leaves two corners to mix at each instead of four.
+    #[inline(always)]
+    pub(crate) fn row<S: Simd>(&self, thread: usize, row: usize) -> RowReader<'_> {
+        let mut blended = self.rows[thread].lock().unwrap_or_else(PoisonError::into_inner);
+        for stage in self.stages.iter().filter(|stage| stage.side != self.grid) {
+            let (tap, width) = (stage.taps[row], stage.side * stage.stride);
+            let (low, high) = (&stage.map[tap.low * width..][..width], &stage.map[tap.high * width..][..width]);
+            let out = &mut blended[stage.row..][..width];
+            // SAFETY: the CPU has `S`, and the three are equally long, a multiple of LANES.
+            unsafe {
+                let weight = S::splat(tap.weight);
+                for at in (0..width).step_by(S::LANES) {
+                    let (low, high) = (S::load(low.as_ptr().add(at)), S::load(high.as_ptr().add(at)));
+                    S::store(out.as_mut_ptr().add(at), S::fma(weight, S::sub(high, low), low));
+                }
+            }
+        }
+        RowReader { embedder: self, row, blended }
+    }
+}
+
+/// A row of the grid, ready to be read: see [`Embedder::row`].
+pub(crate) struct RowReader<'a> {
+    embedder: &'a Embedder,
+    row: usize,
+    blended: MutexGuard<'a, Vec<f32>>,
+}
+
+impl RowReader<'_> {
+    /// Values `first` to `first + N·LANES` of the vector at `column` minus those at `minus`, written to `out`; only
+    /// those before the first k mean anything.
     ///
     /// # Safety
-    /// The CPU must have `S`; `out` and `minus` must hold `vectors · LANES` floats and `vectors · LANES` be at most
-    /// k rounded up to a multiple of 16.
+    /// The CPU must have `S`; `out` and `minus` must hold `N·LANES` floats, and `first + N·LANES` be at most k rounded
+    /// up to a multiple of 16.
     #[inline(always)]
-    pub(crate) unsafe fn read<S: Simd>(
+    pub(crate) unsafe fn read<S: Simd, const N: usize>(
         &self,
-        row: usize,
         column: usize,
-        vectors: usize,
+        first: usize,
         minus: *const f32,
         out: *mut f32,
     ) {
-        debug_assert!(vectors * S::LANES <= self.k.next_multiple_of(SLACK));
-        // SAFETY: taps stay inside the map (see `Tap::new`), each pixel of which is `stride` ≥ vectors·LANES floats.
+        debug_assert!(first + N * S::LANES <= self.embedder.k.next_multiple_of(SLACK));
+        // SAFETY: taps stay inside the map (see `Tap::new`), each pixel of which is `stride` ≥ first + N·LANES floats.
         unsafe {
-            for v in 0..vectors {
-                let offset = v * S::LANES;
-                S::store(out.add(offset), S::sub(S::splat(0.0), S::load(minus.add(offset))));
+            // (`array::from_fn` would not always be inlined, and lose the instruction set.)
+            let mut sum = [S::splat(0.0); N];
+            for v in 0..N {
+                sum[v] = S::sub(sum[v], S::load(minus.add(v * S::LANES)));
             }
-            for stage in &self.stages {
-                let (ty, tx) = (*stage.taps.get_unchecked(row), *stage.taps.get_unchecked(column));
-                let map = stage.map.as_ptr();
-                let pixel = |y: usize, x: usize| map.add((y * stage.side + x) * stage.stride);
-                if stage.side == self.grid {
-                    let p = pixel(row, column);
-                    for v in 0..vectors {
-                        let o = out.add(v * S::LANES);
-                        S::store(o, S::add(S::load(o), S::load(p.add(v * S::LANES))));
+            for stage in &self.embedder.stages {
+                if stage.side == self.embedder.grid {
+                    let pixel = stage.map.as_ptr().add((self.row * stage.side + column) * stage.stride + first);
+                    for v in 0..N {
+                        sum[v] = S::add(sum[v], S::load(pixel.add(v * S::LANES)));
                     }
-                    continue;
-                }
-                let corners =
-                    [pixel(ty.low, tx.low), pixel(ty.low, tx.high), pixel(ty.high, tx.low), pixel(ty.high, tx.high)];
-                let weights = [
-                    S::splat((1.0 - ty.weight) * (1.0 - tx.weight)),
-                    S::splat((1.0 - ty.weight) * tx.weight),
-                    S::splat(ty.weight * (1.0 - tx.weight)),
-                    S::splat(ty.weight * tx.weight),
-                ];
-                for v in 0..vectors {
-                    let offset = v * S::LANES;
-                    let mut sum = S::load(out.add(offset));
-                    for c in 0..4 {
-                        sum = S::fma(weights[c], S::load(corners[c].add(offset)), sum);
+                } else {
+                    let tap = *stage.taps.get_unchecked(column);
+                    let row = self.blended.as_ptr().add(stage.row + first);
+                    let (low, high) = (row.add(tap.low * stage.stride), row.add(tap.high * stage.stride));
+                    let (below, above) = (S::splat(1.0 - tap.weight), S::splat(tap.weight));
+                    for v in 0..N {
+                        sum[v] = S::fma(below, S::load(low.add(v * S::LANES)), sum[v]);
+                        sum[v] = S::fma(above, S::load(high.add(v * S::LANES)), sum[v]);
                     }
-                    S::store(out.add(offset), sum);
                 }
+            }
+            for v in 0..N {
+                S::store(out.add(v * S::LANES), sum[v]);
             }
         }
     }
@@ -208,17 +242,20 @@ impl Kernel for ReadAll<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Embedder { grid, k, .. } = *self.embedder;
-        let zero = [0.0f32; super::projection::MAX_K + SLACK];
-        let vectors = k.div_ceil(S::LANES);
+        let (grid, k) = (self.embedder.grid, self.embedder.k);
+        let zero = [0.0f32; SLACK];
         for row in 0..grid {
+            let reader = self.embedder.row::<S>(0, row);
             for column in 0..grid {
                 let at = (row * grid + column) * k;
-                // SAFETY: a vector may run past the position's k values by less than LANES ≤ SLACK, into the next
-                // position (written after it) or the slack at the end.
-                unsafe {
-                    debug_assert!(at + vectors * S::LANES <= self.out.len());
-                    self.embedder.read::<S>(row, column, vectors, zero.as_ptr(), self.out.as_mut_ptr().add(at));
+                for first in (0..k).step_by(S::LANES) {
+                    // SAFETY: a vector may run past the position's k values by less than LANES ≤ SLACK, into the next
+                    // position (written after it) or the slack at the end.
+                    unsafe {
+                        debug_assert!(at + first + S::LANES <= self.out.len());
+                        let out = self.out.as_mut_ptr().add(at + first);
+                        reader.read::<S, 1>(column, first, zero.as_ptr(), out);
+                    }
                 }
             }
         }
@@ -228,8 +265,8 @@ impl Kernel for ReadAll<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::embedding::Stages;
     use crate::embedding::projection::CHANNELS;
+    use crate::embedding::{Mixing, Stages};
 
     fn pyramid(size: usize) -> Pyramid {
         let mut pyramid = Pyramid::new(size);
@@ -275,16 +312,19 @@ mod tests {
     fn project_then_upsample_equals_upsample_then_project() {
         for (size, grid, k, stages) in [(64, 16, 10, "1,2,3,4"), (128, 24, 33, "1,2,3,4"), (96, 8, 7, "2,3")] {
             let stages: Stages = stages.parse().unwrap();
-            let projection = Projection::semi_orthogonal(k, 3, stages, &[1.0; CHANNELS]).unwrap();
             let pyramid = pyramid(size);
-            let expected = upsample_then_project(&projection, &pyramid, grid);
-            for isa in Isa::available() {
-                let mut embedder = Embedder::new(&projection, size, grid, isa);
-                let mut embedding = Embedding::new(grid, k);
-                embedder.project(&pyramid);
-                embedder.read_into(&mut embedding);
-                for (i, (&got, &want)) in embedding.values().iter().zip(&expected).enumerate() {
-                    assert!((f64::from(got) - want).abs() < 2e-5, "{isa} S={size} value {i}: {got} for {want}");
+            for mixing in [Mixing::Sparse, Mixing::Dense] {
+                let projection = Projection::semi_orthogonal(mixing, k, 3, stages, &[1.0; CHANNELS]).unwrap();
+                let expected = upsample_then_project(&projection, &pyramid, grid);
+                for isa in Isa::available() {
+                    let mut embedder = Embedder::new(&projection, size, grid, isa, Arc::new(Workers::new(2)));
+                    let mut embedding = Embedding::new(grid, k);
+                    embedder.project(&pyramid);
+                    embedder.read_into(&mut embedding);
+                    for (i, (&got, &want)) in embedding.values().iter().zip(&expected).enumerate() {
+                        let error = (f64::from(got) - want).abs();
+                        assert!(error < 2e-5, "{isa} {mixing} S={size} value {i}: {got} for {want}");
+                    }
                 }
             }
         }

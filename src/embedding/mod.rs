@@ -5,7 +5,8 @@
 //! That equals interpolating all 960 channels first and projecting then (both are linear), at an eighth of the work.
 
 pub mod cpu;
+mod matrix;
 pub mod projection;
 
 pub use cpu::{Embedder, Embedding};
-pub use projection::{EmbeddingError, Projection, Stages};
+pub use projection::{EmbeddingError, Mixing, Projection, Stages};

@@ -97,6 +97,39 @@ impl fmt::Display for Stages {
     }
 }
 
+/// How W mixes the channels. Either way WᵀW = I.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mixing {
+    /// Each channel feeds one of the k values, in turn around them, with a random sign, and all channels of a value
+    /// weigh the same: a product with W is one multiplication a channel instead of k. As good as [`Mixing::Dense`] on
+    /// real cells (docs/accuracy.md).
+    #[default]
+    Sparse,
+    /// Each channel feeds all values: the Q of a QR decomposition of a Gaussian matrix with the diagonal of R positive
+    /// (Kim et al. 2021), as in the paper.
+    Dense,
+}
+
+impl FromStr for Mixing {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        [Self::Sparse, Self::Dense]
+            .into_iter()
+            .find(|mixing| mixing.to_string() == name)
+            .ok_or_else(|| format!("`{name}`: one of sparse, dense"))
+    }
+}
+
+impl fmt::Display for Mixing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sparse => "sparse",
+            Self::Dense => "dense",
+        })
+    }
+}
+
 /// `diag(scale)·W`: CHANNELS × k, WᵀW = I over the channels of the chosen stages, zero rows elsewhere.
 ///
 /// It is stored in the model rather than made again from its seed, so that no station depends on how its own
@@ -108,12 +141,17 @@ pub struct Projection {
 }
 
 impl Projection {
-    /// W from a seed: the Q of a QR decomposition of a Gaussian matrix with the diagonal of R positive, each row
-    /// multiplied by its channel's `scale` (length [`CHANNELS`]; 1 for no standardisation).
+    /// W from a seed, each row multiplied by its channel's `scale` (length [`CHANNELS`]; 1 for no standardisation).
     ///
     /// # Errors
     /// If `k` does not fit the channels of `stages`, or a scale is negative or not finite.
-    pub fn semi_orthogonal(k: usize, seed: u64, stages: Stages, scale: &[f32]) -> Result<Self, EmbeddingError> {
+    pub fn semi_orthogonal(
+        mixing: Mixing,
+        k: usize,
+        seed: u64,
+        stages: Stages,
+        scale: &[f32],
+    ) -> Result<Self, EmbeddingError> {
         let channels = stages.channels();
         let limit = channels.min(MAX_K);
         if k == 0 || k > limit {
@@ -125,7 +163,11 @@ impl Projection {
         if let Some((channel, &value)) = scale.iter().enumerate().find(|(_, s)| !s.is_finite() || **s < 0.0) {
             return Err(EmbeddingError::Scale { channel, value });
         }
-        let q = orthonormal_columns(channels, k, seed);
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let q = match mixing {
+            Mixing::Sparse => signed_turns(channels, k, &mut rng),
+            Mixing::Dense => orthonormal_columns(channels, k, &mut rng),
+        };
         let mut matrix = vec![0.0; CHANNELS * k];
         let mut active = 0;
         for (channel, row) in matrix.chunks_exact_mut(k).enumerate() {
@@ -193,12 +235,22 @@ fn stage_of(channel: usize) -> usize {
         .expect("a channel below CHANNELS lies in a stage")
 }
 
-/// k orthonormal columns of `rows` values: Gram–Schmidt, twice for full precision, on a seeded Gaussian matrix.
-fn orthonormal_columns(rows: usize, k: usize, seed: u64) -> Vec<Vec<f64>> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+/// k columns of `rows` values: row r has a number, of random sign, in column r mod k only. Columns do not overlap, so
+/// they are orthogonal.
+fn signed_turns(rows: usize, k: usize, rng: &mut ChaCha8Rng) -> Vec<Vec<f64>> {
+    let mut columns = vec![vec![0.0; rows]; k];
+    for row in 0..rows {
+        let weight = (((rows - 1 - row % k) / k + 1) as f64).sqrt().recip();
+        columns[row % k][row] = if rng.next_u32() & 1 == 0 { weight } else { -weight };
+    }
+    columns
+}
+
+/// k orthonormal columns of `rows` values: Gram–Schmidt, twice for full precision, on a Gaussian matrix.
+fn orthonormal_columns(rows: usize, k: usize, rng: &mut ChaCha8Rng) -> Vec<Vec<f64>> {
     let mut columns: Vec<Vec<f64>> = Vec::with_capacity(k);
     for _ in 0..k {
-        let mut column: Vec<f64> = (0..rows).map(|_| gaussian(&mut rng)).collect();
+        let mut column: Vec<f64> = (0..rows).map(|_| gaussian(rng)).collect();
         for _ in 0..2 {
             for earlier in &columns {
                 let along: f64 = earlier.iter().zip(&column).map(|(a, b)| a * b).sum();
@@ -224,12 +276,14 @@ mod tests {
 
     #[test]
     fn columns_are_orthonormal() {
-        let p = Projection::semi_orthogonal(100, 7, Stages::ALL, &[1.0; CHANNELS]).unwrap();
-        for a in 0..100 {
-            for b in 0..=a {
-                let dot: f64 = p.matrix().chunks_exact(100).map(|row| f64::from(row[a]) * f64::from(row[b])).sum();
-                let expected = if a == b { 1.0 } else { 0.0 };
-                assert!((dot - expected).abs() < 1e-6, "columns {a} and {b}: {dot}");
+        for (mixing, k) in [(Mixing::Dense, 100), (Mixing::Sparse, 100), (Mixing::Sparse, 1), (Mixing::Sparse, 256)] {
+            let p = Projection::semi_orthogonal(mixing, k, 7, Stages::ALL, &[1.0; CHANNELS]).unwrap();
+            for a in 0..k {
+                for b in 0..=a {
+                    let dot: f64 = p.matrix().chunks_exact(k).map(|row| f64::from(row[a]) * f64::from(row[b])).sum();
+                    let expected = if a == b { 1.0 } else { 0.0 };
+                    assert!((dot - expected).abs() < 1e-6, "{mixing}, columns {a} and {b}: {dot}");
+                }
             }
         }
     }
@@ -237,8 +291,8 @@ mod tests {
     #[test]
     fn stages_left_out_have_zero_rows_and_the_scale_multiplies_rows() {
         let stages: Stages = "1,3".parse().unwrap();
-        let ones = Projection::semi_orthogonal(20, 7, stages, &[1.0; CHANNELS]).unwrap();
-        let twos = Projection::semi_orthogonal(20, 7, stages, &[2.0; CHANNELS]).unwrap();
+        let ones = Projection::semi_orthogonal(Mixing::Dense, 20, 7, stages, &[1.0; CHANNELS]).unwrap();
+        let twos = Projection::semi_orthogonal(Mixing::Dense, 20, 7, stages, &[2.0; CHANNELS]).unwrap();
         assert!(ones.uses(0) && !ones.uses(1) && ones.uses(2) && !ones.uses(3));
         assert!(ones.matrix().iter().zip(twos.matrix()).all(|(a, b)| 2.0 * a == *b));
     }
@@ -247,13 +301,13 @@ mod tests {
     fn wrong_dimensions_and_scales_are_refused() {
         let one: Stages = "1".parse().unwrap();
         assert_eq!(
-            Projection::semi_orthogonal(65, 1, one, &[1.0; CHANNELS]),
+            Projection::semi_orthogonal(Mixing::Sparse, 65, 1, one, &[1.0; CHANNELS]),
             Err(EmbeddingError::Dimension { k: 65, limit: 64 })
         );
         let mut scale = [1.0; CHANNELS];
         scale[3] = f32::NAN;
         assert!(matches!(
-            Projection::semi_orthogonal(10, 1, one, &scale),
+            Projection::semi_orthogonal(Mixing::Sparse, 10, 1, one, &scale),
             Err(EmbeddingError::Scale { channel: 3, .. })
         ));
         assert!(matches!(Projection::from_matrix(10, vec![0.0; 9]), Err(EmbeddingError::Matrix { got: 9, k: 10 })));

@@ -5,52 +5,33 @@ use std::marker::PhantomData;
 use half::f16;
 
 use crate::embedding::Embedder;
+use crate::embedding::cpu::SLACK;
 use crate::embedding::projection::MAX_K;
 use crate::simd::{Kernel, Simd};
-use crate::workers::Workers;
 
-use super::factors::{Factors, Statistics, column_start, position_stride};
+use super::factors::{Factors, Statistics, position_stride};
 
 /// Writes M = ‖U(y − μ)‖ of each position to `out` (grid², row by row); `embedder` holds the projected cell.
 ///
 /// One pass over the factors, which is the cost of it: the embedding is interpolated, centred and whitened in
-/// registers, position by position. Rows of the field are shared out to `workers`. Allocates nothing.
+/// registers, position by position. Rows of the field are shared out to the embedder's workers. Allocates nothing.
 ///
 /// # Panics
-/// If the grid or k of the three does not fit, or `out` is not grid² long.
-pub fn mahalanobis(statistics: &Statistics<'_>, embedder: &Embedder, workers: &Workers, out: &mut [f32]) {
+/// If the grid or k of the two does not fit, or `out` is not grid² long.
+pub fn mahalanobis(statistics: &Statistics<'_>, embedder: &Embedder, out: &mut [f32]) {
     let grid = statistics.grid();
     assert_eq!((grid, statistics.k()), (embedder.grid(), embedder.k()), "statistics and embedder must agree");
     assert_eq!(out.len(), grid * grid, "one distance a position");
-    let (isa, threads) = (embedder.isa(), workers.count());
-    let rows = Rows(out.as_mut_ptr());
-    workers.run(&|thread| {
-        let (first, last) = (grid * thread / threads, grid * (thread + 1) / threads);
-        // SAFETY: each thread has its own rows of `out`.
-        let out = unsafe { rows.slice(first * grid, (last - first) * grid) };
-        isa.run(Field { statistics, embedder, first, out });
+    let isa = embedder.isa();
+    embedder.workers().split(out, grid, &|thread, first, out| {
+        isa.run(Field { statistics, embedder, thread, first, out });
     });
-}
-
-/// The output, to be cut into rows that no two threads share.
-struct Rows(*mut f32);
-
-// SAFETY: `mahalanobis` hands each thread rows of its own.
-unsafe impl Sync for Rows {}
-
-impl Rows {
-    /// # Safety
-    /// The range must lie in the buffer and overlap no other in use.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn slice(&self, start: usize, len: usize) -> &mut [f32] {
-        // SAFETY: as the caller promised.
-        unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
-    }
 }
 
 struct Field<'a> {
     statistics: &'a Statistics<'a>,
     embedder: &'a Embedder,
+    thread: usize,
     first: usize,
     out: &'a mut [f32],
 }
@@ -71,33 +52,72 @@ impl Kernel for Field<'_> {
 }
 
 impl Field<'_> {
+    /// Chooses the kernel: the number of vectors must be known when this is compiled, or the sums do not stay in
+    /// registers.
     #[inline(always)]
     unsafe fn of_elements<S: Simd, E: Element>(self, factors: *const E::Stored) {
+        // SAFETY: the caller has checked the CPU.
+        unsafe {
+            match self.statistics.k().div_ceil(S::LANES) {
+                4 if S::LANES > 1 => self.in_registers::<S, E, 4>(factors),
+                7 if S::LANES > 1 => self.in_registers::<S, E, 7>(factors),
+                8 if S::LANES > 1 => self.in_registers::<S, E, 8>(factors),
+                13 if S::LANES > 1 => self.in_registers::<S, E, 13>(factors),
+                16 if S::LANES > 1 && S::REGISTERS > 16 => self.in_registers::<S, E, 16>(factors),
+                25 if S::LANES > 1 && S::REGISTERS > 16 => self.in_registers::<S, E, 25>(factors),
+                _ => self.in_memory::<S, E>(factors),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn in_registers<S: Simd, E: Element, const N: usize>(self, factors: *const E::Stored) {
         let (k, grid) = (self.statistics.k(), self.statistics.grid());
-        let vectors = k.div_ceil(S::LANES);
+        let head = k - (N - 1) * S::LANES;
+        // Vector 0 holds the first `head` rows, and garbage behind them that weighs nothing; the others are full.
+        let mut weights = [0.0; MAX_K + SLACK];
+        for (i, scale) in self.statistics.row_scale().iter().enumerate() {
+            weights[if i < head { i } else { i - head + S::LANES }] = scale * scale;
+        }
+        let mut centred = [0.0f32; MAX_K];
+        for (row, out) in self.out.chunks_exact_mut(grid).enumerate() {
+            let row = self.first + row;
+            let reader = self.embedder.row::<S>(self.thread, row);
+            for (column, out) in out.iter_mut().enumerate() {
+                let position = row * grid + column;
+                // SAFETY: the statistics' lengths were checked when they were joined: `position` lies inside, and the
+                // slack at the end of mean and factors covers what a vector reads past the last position.
+                unsafe {
+                    let mean = self.statistics.mean().as_ptr().add(position * k);
+                    reader.read::<S, N>(column, 0, mean, centred.as_mut_ptr());
+                    let u = factors.add(position * position_stride(k));
+                    *out = Whiten::<S, E, N>::norm(u, centred.as_ptr(), weights.as_ptr(), k, head);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn in_memory<S: Simd, E: Element>(self, factors: *const E::Stored) {
+        let (k, grid) = (self.statistics.k(), self.statistics.grid());
         let mut weights = [0.0; MAX_K];
         self.statistics.row_scale().iter().zip(&mut weights).for_each(|(s, w)| *w = s * s);
         let mut centred = [0.0f32; MAX_K];
-        for (index, out) in self.out.iter_mut().enumerate() {
-            let (row, column) = (self.first + index / grid, index % grid);
-            let position = row * grid + column;
-            // SAFETY: the statistics' lengths were checked when they were joined: `position` lies inside, and the
-            // slack at the end of mean and factors covers what a vector reads past the last position.
-            unsafe {
-                let mean = self.statistics.mean().as_ptr().add(position * k);
-                self.embedder.read::<S>(row, column, vectors, mean, centred.as_mut_ptr());
-                let u = factors.add(position * position_stride(k));
-                let (d, w) = (centred.as_ptr(), weights.as_ptr());
-                // The number of vectors must be known when this is compiled, or the sums do not stay in registers.
-                *out = match vectors {
-                    4 if S::LANES > 1 => Whiten::<S, E, 4>::norm(u, d, w, k),
-                    7 if S::LANES > 1 => Whiten::<S, E, 7>::norm(u, d, w, k),
-                    8 if S::LANES > 1 => Whiten::<S, E, 8>::norm(u, d, w, k),
-                    13 if S::LANES > 1 => Whiten::<S, E, 13>::norm(u, d, w, k),
-                    16 if S::LANES > 1 && S::REGISTERS > 16 => Whiten::<S, E, 16>::norm(u, d, w, k),
-                    25 if S::LANES > 1 && S::REGISTERS > 16 => Whiten::<S, E, 25>::norm(u, d, w, k),
-                    _ => norm_in_memory::<S, E>(u, d, w, k),
-                };
+        for (row, out) in self.out.chunks_exact_mut(grid).enumerate() {
+            let row = self.first + row;
+            let reader = self.embedder.row::<S>(self.thread, row);
+            for (column, out) in out.iter_mut().enumerate() {
+                let position = row * grid + column;
+                // SAFETY: as in `in_registers`.
+                unsafe {
+                    let mean = self.statistics.mean().as_ptr().add(position * k);
+                    for vector in 0..k.div_ceil(S::LANES) {
+                        let offset = vector * S::LANES;
+                        reader.read::<S, 1>(column, offset, mean.add(offset), centred.as_mut_ptr().add(offset));
+                    }
+                    let u = factors.add(position * position_stride(k));
+                    *out = norm_in_memory::<S, E>(u, centred.as_ptr(), weights.as_ptr(), k);
+                }
             }
         }
     }
@@ -131,23 +151,53 @@ impl Element for Single {
     }
 }
 
-/// z = U·d in `N` registers.
+/// Asks for as many bytes as `vectors` vectors are read from, a KiB further on: reading the embedding out between two
+/// positions makes the processor's own prefetcher lose the thread (docs/performance.md).
+#[inline(always)]
+fn ask_ahead<S: Simd, T>(column: *const T, vectors: usize) {
+    const AHEAD: usize = 1024;
+    const LINE: usize = 64;
+    for line in 0..(vectors * S::LANES * size_of::<T>()).div_ceil(LINE) {
+        // SAFETY: any address will do.
+        unsafe { S::prefetch(column.cast::<u8>().wrapping_add(AHEAD + line * LINE)) };
+    }
+}
+
+/// z = U·d in `N` registers: vector 0 holds the rows 0 to `head` − 1, vector v ≥ 1 the LANES rows from
+/// `head + (v − 1)·LANES` on. So a column's loads end exactly where the column does, and only the one that meets the
+/// diagonal has lanes to clear.
 struct Whiten<S, E, const N: usize>(PhantomData<(S, E)>);
 
 impl<S: Simd, E: Element, const N: usize> Whiten<S, E, N> {
-    /// ‖diag(scale)·U·d‖, where `weights` are the squares of the scale and 0 past k.
+    /// ‖diag(scale)·U·d‖, where `weights` are the squares of the scale, laid out as z is, and 0 where no row is.
     ///
     /// # Safety
-    /// `u` holds a packed position and LANES numbers more, `d` k floats, `weights` N·LANES.
+    /// `u` holds a packed position and LANES numbers more, `d` k floats, `weights` N·LANES; `head` is
+    /// k − (N − 1)·LANES, from 1 to LANES.
     #[inline(always)]
-    unsafe fn norm(u: *const E::Stored, d: *const f32, weights: *const f32, k: usize) -> f32 {
+    unsafe fn norm(u: *const E::Stored, d: *const f32, weights: *const f32, k: usize, head: usize) -> f32 {
         // SAFETY: as the caller promised.
         unsafe {
             let mut z = [S::splat(0.0); N];
-            macro_rules! blocks {
-                ($($block:literal)*) => { $( if $block < N { Self::block::<$block>(u, d, k, &mut z); } )* };
+            let mut column = u;
+            for j in 0..head {
+                let x = S::splat(*d.add(j));
+                // Reads on into rows behind the head, which the weights drop.
+                z[0] = S::fma(S::keep_from(E::load::<S>(column.sub(j)), j), x, z[0]);
+                let full = column.add(head - j);
+                for v in 1..N {
+                    z[v] = S::fma(E::load::<S>(full.add((v - 1) * S::LANES)), x, z[v]);
+                }
+                ask_ahead::<S, _>(column, N);
+                column = column.add(k - j);
             }
-            blocks!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24);
+            macro_rules! blocks {
+                ($($block:literal)*) => {
+                    $( if $block < N { column = Self::block::<$block>(column, d, k, head, &mut z); } )*
+                };
+            }
+            blocks!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24);
+            let _ = column;
             let mut sum = S::splat(0.0);
             for (v, &z) in z.iter().enumerate() {
                 sum = S::fma(S::mul(z, z), S::load(weights.add(v * S::LANES)), sum);
@@ -156,24 +206,31 @@ impl<S: Simd, E: Element, const N: usize> Whiten<S, E, N> {
         }
     }
 
-    /// Columns `BLOCK·LANES` and up to LANES more: rows from the column's own on.
+    /// The LANES columns that meet the diagonal in vector `BLOCK`; gives the column behind them.
     #[inline(always)]
-    unsafe fn block<const BLOCK: usize>(u: *const E::Stored, d: *const f32, k: usize, z: &mut [S::V; N]) {
-        let first = BLOCK * S::LANES;
-        // SAFETY: as the caller of `norm` promised: the first load starts `j − first` numbers before the column, which
-        // is inside the position, and the last one ends less than LANES past it.
+    unsafe fn block<const BLOCK: usize>(
+        mut column: *const E::Stored,
+        d: *const f32,
+        k: usize,
+        head: usize,
+        z: &mut [S::V; N],
+    ) -> *const E::Stored {
+        let first = head + (BLOCK - 1) * S::LANES;
+        // SAFETY: as the caller of `norm` promised: the first load starts `above` numbers before the column, which is
+        // inside the position, and the last one ends with the column.
         unsafe {
-            let mut column = u.add(column_start(k, first));
-            for j in first..k.min(first + S::LANES) {
+            for above in 0..S::LANES {
+                let j = first + above;
                 let x = S::splat(*d.add(j));
-                let above = j - first;
                 let aligned = column.sub(above);
                 z[BLOCK] = S::fma(S::keep_from(E::load::<S>(aligned), above), x, z[BLOCK]);
                 for v in BLOCK + 1..N {
                     z[v] = S::fma(E::load::<S>(aligned.add((v - BLOCK) * S::LANES)), x, z[v]);
                 }
+                ask_ahead::<S, _>(column, N - BLOCK);
                 column = column.add(k - j);
             }
+            column
         }
     }
 }
@@ -240,15 +297,18 @@ pub fn mahalanobis_dense(statistics: &Statistics<'_>, embedding: &crate::embeddi
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::backbone::Pyramid;
     use crate::embedding::projection::CHANNELS;
-    use crate::embedding::{Embedding, Projection, Stages};
+    use crate::embedding::{Embedding, Mixing, Projection, Stages};
     use crate::gaussian::factors::{Precision, section_len};
     use crate::gaussian::fit::tests::embeddings;
     use crate::gaussian::fit::{Accumulator, BATCH};
     use crate::gaussian::shrinkage::Shrinkage;
     use crate::simd::Isa;
+    use crate::workers::Workers;
     use rand_chacha::ChaCha8Rng;
     use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -264,10 +324,10 @@ mod tests {
     fn the_packed_distance_equals_the_dense_one() {
         let (size, grid) = (64, 8);
         for k in [1, 9, 31, 50, 64, 100, 101, 128] {
-            let projection = Projection::semi_orthogonal(k, 1, Stages::ALL, &[1.0; CHANNELS]).unwrap();
+            let projection = Projection::semi_orthogonal(Mixing::Dense, k, 1, Stages::ALL, &[1.0; CHANNELS]).unwrap();
             let mut rng = ChaCha8Rng::seed_from_u64(k as u64);
             let mut pyramid = Pyramid::new(size);
-            let mut scalar = Embedder::new(&projection, size, grid, Isa::Scalar);
+            let mut scalar = Embedder::new(&projection, size, grid, Isa::Scalar, Arc::new(Workers::new(1)));
             let mut accumulator = Accumulator::new(grid, k);
             for batch in embeddings(grid, k, 6 * BATCH, k as u64).chunks(BATCH) {
                 accumulator.update(&batch.iter().collect::<Vec<_>>(), Isa::detect(), &Workers::new(1));
@@ -283,11 +343,12 @@ mod tests {
                 let fit = accumulator.finish(Shrinkage::default(), precision, &workers).unwrap();
                 assert_eq!(fit.view().factors().len(), section_len(grid * grid, k));
                 for isa in Isa::available() {
-                    let mut embedder = Embedder::new(&projection, size, grid, isa);
-                    embedder.project(&pyramid);
                     for threads in [1, 3] {
+                        let workers = Arc::new(Workers::new(threads));
+                        let mut embedder = Embedder::new(&projection, size, grid, isa, workers);
+                        embedder.project(&pyramid);
                         let mut got = vec![0.0; grid * grid];
-                        mahalanobis(&fit.view(), &embedder, &Workers::new(threads), &mut got);
+                        mahalanobis(&fit.view(), &embedder, &mut got);
                         for (got, want) in got.iter().zip(&expected) {
                             let error = (f64::from(*got) - want).abs() / want;
                             assert!(error < tolerance, "{isa} {precision:?} k = {k}: {got} for {want}");
@@ -301,7 +362,7 @@ mod tests {
     #[test]
     fn a_number_that_is_not_finite_reaches_the_distance() {
         let (size, grid, k) = (64, 8, 20);
-        let projection = Projection::semi_orthogonal(k, 1, Stages::ALL, &[1.0; CHANNELS]).unwrap();
+        let projection = Projection::semi_orthogonal(Mixing::Dense, k, 1, Stages::ALL, &[1.0; CHANNELS]).unwrap();
         let mean = vec![0.0; grid * grid * k + 16];
         let fit = crate::gaussian::factors::OwnedStatistics::pack(
             grid,
@@ -313,10 +374,10 @@ mod tests {
         let mut pyramid = Pyramid::new(size);
         pyramid.map_mut(0)[0] = f32::NAN;
         for isa in Isa::available() {
-            let mut embedder = Embedder::new(&projection, size, grid, isa);
+            let mut embedder = Embedder::new(&projection, size, grid, isa, Arc::new(Workers::new(1)));
             embedder.project(&pyramid);
             let mut out = vec![0.0; grid * grid];
-            mahalanobis(&fit.view(), &embedder, &Workers::new(1), &mut out);
+            mahalanobis(&fit.view(), &embedder, &mut out);
             assert!(out[0].is_nan(), "{isa}");
         }
     }

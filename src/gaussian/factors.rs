@@ -97,7 +97,7 @@ pub struct StatisticsError {
     want: usize,
 }
 
-/// What the distance needs of a fit: borrowed, so that it can be a mapped file or a fresh result.
+/// What the distance needs of a fit: borrowed, so that it can be a model file or a fresh result.
 #[derive(Clone, Copy, Debug)]
 pub struct Statistics<'a> {
     grid: usize,

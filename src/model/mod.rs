@@ -23,7 +23,7 @@ pub use settings::{Settings, SettingsError};
 
 use container::{Container, Kind};
 
-const KIND: Kind = Kind { magic: *b"CELLGATE", version: 1, name: "cellgate model (.cgm)" };
+const KIND: Kind = Kind { magic: *b"CELLGATE", version: 2, name: "cellgate model (.cgm)" };
 
 /// Where a model comes from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -105,7 +105,7 @@ pub enum ModelError {
     },
 }
 
-/// A model, mapped from its file and checked.
+/// A model, read from its file and checked.
 #[derive(Debug)]
 pub struct Model {
     container: Container,

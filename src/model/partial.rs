@@ -13,7 +13,7 @@ use crate::gaussian::fit::RawMoments;
 use super::container::{self, Container, FileError, Kind};
 use super::settings::{Settings, SettingsError};
 
-const KIND: Kind = Kind { magic: *b"CELLPART", version: 1, name: "partial cellgate fit (.cgp)" };
+const KIND: Kind = Kind { magic: *b"CELLPART", version: 2, name: "partial cellgate fit (.cgp)" };
 
 /// Shards that a fit can be cut into.
 pub const MAX_SHARDS: u32 = 10_000;

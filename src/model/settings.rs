@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::backbone::STAGE_STRIDES;
-use crate::embedding::Stages;
 use crate::embedding::projection::MAX_K;
+use crate::embedding::{EmbeddingError, Mixing, Projection, Stages};
 use crate::gaussian::{Precision, Shrinkage};
 use crate::heatmap::ScoreKind;
 use crate::preprocess::{AugmentConfig, ConfigError, PreprocessConfig};
@@ -22,6 +22,8 @@ pub struct Settings {
     pub k: u32,
     /// Stages of the network that take part.
     pub stages: Stages,
+    /// How W mixes the channels.
+    pub mixing: Mixing,
     /// Seed of W, of the augmentation and of the choice of held-out cells.
     pub seed: u64,
     /// Whether each channel is divided by its standard deviation over good cells before W.
@@ -51,6 +53,7 @@ impl Default for Settings {
             grid: 64,
             k: 100,
             stages: Stages::ALL,
+            mixing: Mixing::default(),
             seed: 1,
             standardise: false,
             preprocess: PreprocessConfig::default(),
@@ -85,6 +88,14 @@ pub enum SettingsError {
 }
 
 impl Settings {
+    /// W for channels of the given scale ([`CHANNELS`](crate::embedding::projection::CHANNELS) long).
+    ///
+    /// # Errors
+    /// If k does not fit the stages, or a scale is negative or not finite.
+    pub fn projection(&self, scale: &[f32]) -> Result<Projection, EmbeddingError> {
+        Projection::semi_orthogonal(self.mixing, self.k as usize, self.seed, self.stages, scale)
+    }
+
     /// Checks every number's range.
     ///
     /// # Errors

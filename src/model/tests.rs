@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::backbone::{Backbone, BackboneError, Pyramid};
-use crate::embedding::Stages;
+use crate::embedding::{Mixing, Stages};
 use crate::frame::Frame;
 use crate::gaussian::factors::OwnedStatistics;
 use crate::heatmap::ScoreKind;
@@ -77,7 +77,7 @@ impl Parts {
         let factors: Vec<f32> = (0..section_len(GRID * GRID, K)).map(|i| 1.0 + (i % 9) as f32 * 0.125).collect();
         Self {
             header: Header { backbone: Identity([5; 32]), settings, provenance, calibration: Some(calibration) },
-            projection: Projection::semi_orthogonal(K, 1, Stages::ALL, &[1.0; CHANNELS]).unwrap(),
+            projection: Projection::semi_orthogonal(Mixing::Dense, K, 1, Stages::ALL, &[1.0; CHANNELS]).unwrap(),
             statistics: OwnedStatistics::pack(GRID, K, mean, factors, precision),
         }
     }
@@ -269,10 +269,33 @@ fn other_files_are_no_models() {
     assert_says(&Model::open(&place.path).unwrap_err().to_string(), &["m.cgm", "damaged", "the header"]);
     let folder = place.path.parent().unwrap();
     assert_says(&Model::open(folder).unwrap_err().to_string(), &["opening"]);
-    let newer = Kind { version: 2, ..KIND };
+    let newer = Kind { version: KIND.version + 1, ..KIND };
     let parts = Parts::new(Precision::F16);
     container::write(&place.path, newer, &parts.header, &[]).unwrap();
-    assert_says(&Model::open(&place.path).unwrap_err().to_string(), &["format 2", "reads format 1"]);
+    assert_says(&Model::open(&place.path).unwrap_err().to_string(), &["format 3", "reads format 2"]);
+}
+
+/// Somebody copies another model over the file while a batch runs: the batch ends with the model that was checked.
+#[test]
+fn a_file_overwritten_in_place_changes_no_open_model() {
+    let place = place();
+    Parts::new(Precision::F16).write(&place.path);
+    let model = Model::open(&place.path).unwrap();
+    let before = model.statistics().mean().to_vec();
+    std::fs::write(&place.path, vec![0xff; model.bytes()]).unwrap();
+    assert_eq!(model.statistics().mean(), before);
+    std::fs::write(&place.path, b"").unwrap();
+    assert_eq!(model.statistics().mean(), before);
+}
+
+/// Lying about its length costs a file nothing; it must not cost us memory.
+#[test]
+fn a_file_longer_than_its_header_says_is_refused_before_it_is_read() {
+    let place = place();
+    Parts::new(Precision::F16).write(&place.path);
+    let file = std::fs::File::options().write(true).open(&place.path).unwrap();
+    file.set_len(1 << 40).unwrap();
+    assert_says(&Model::open(&place.path).unwrap_err().to_string(), &["m.cgm", "bytes after the last section"]);
 }
 
 #[test]

@@ -102,7 +102,7 @@ pub fn cross_validate(
         let training: Vec<Cell> = (0..folds).filter(|&l| l != fold).flat_map(good).collect();
         let plan = Plan { fit: training, held_out: Vec::new(), list: [0; 32] };
         let scale = fitter.channel_scale(&plan.scale_cells(settings.seed), settings)?;
-        let projection = Projection::semi_orthogonal(settings.k as usize, settings.seed, settings.stages, &scale)?;
+        let projection = settings.projection(&scale)?;
 
         let mut moments: Vec<Accumulator> = Vec::with_capacity(folds);
         let mut skipped: Vec<Skipped> = Vec::new();

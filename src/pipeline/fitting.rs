@@ -244,8 +244,13 @@ impl Fitter {
         let (grid, k) = (settings.grid as usize, settings.k as usize);
         let copies = u64::from(settings.augment.images_per_cell());
         let total = cells.len() as u64 * copies;
-        let mut embedders: Vec<(Embedder, Option<usize>)> =
-            self.extractors.iter().map(|e| (Embedder::new(projection, e.size(), grid, self.isa), None)).collect();
+        // One image a thread: nobody shares one's work.
+        let alone = Arc::new(Workers::new(1));
+        let mut embedders: Vec<(Embedder, Option<usize>)> = self
+            .extractors
+            .iter()
+            .map(|e| (Embedder::new(projection, e.size(), grid, self.isa, Arc::clone(&alone)), None))
+            .collect();
         let slots: Vec<Mutex<Slot>> =
             (0..BATCH).map(|_| Mutex::new(Slot { embedding: Embedding::new(grid, k), outcome: Ok(()) })).collect();
         let mut slots = slots;

@@ -23,7 +23,6 @@ pub struct Scorer {
     extractor: Extractor,
     embedder: Embedder,
     analyser: Analyser,
-    workers: Arc<Workers>,
     heatmap: Vec<f32>,
     latency: Latency,
 }
@@ -34,10 +33,9 @@ impl Scorer {
     pub fn new(settings: &Settings, projection: &Projection, extractor: Extractor, workers: Arc<Workers>) -> Self {
         let grid = settings.grid as usize;
         Self {
-            embedder: Embedder::new(projection, extractor.size(), grid, Isa::detect()),
+            embedder: Embedder::new(projection, extractor.size(), grid, Isa::detect(), workers),
             extractor,
             analyser: Analyser::new(grid, settings.sigma),
-            workers,
             heatmap: vec![0.0; grid * grid],
             latency: Latency::default(),
         }
@@ -103,7 +101,7 @@ impl Scorer {
     /// If a number on the way is not finite.
     pub fn measure(&mut self, statistics: &Statistics<'_>) -> Result<Scores, Invalid> {
         let mut clock = Instant::now();
-        mahalanobis(statistics, &self.embedder, &self.workers, &mut self.heatmap);
+        mahalanobis(statistics, &self.embedder, &mut self.heatmap);
         self.latency.distance_us += lap(&mut clock);
         self.analyser.smooth(&mut self.heatmap);
         let scores = self.analyser.scores(&self.heatmap).ok_or(Invalid::NotFinite);

@@ -58,6 +58,12 @@ pub trait Simd: Copy + 'static {
     /// The sum of all lanes.
     unsafe fn sum(v: Self::V) -> f32;
 
+    /// Asks for the cache line at `p`, which may be any address. Does nothing where there is no such instruction.
+    #[inline(always)]
+    unsafe fn prefetch<T>(p: *const T) {
+        let _ = p;
+    }
+
     /// max(v, 0) that lets a NaN through: a broken number must reach the verdict, not turn into a clean zero.
     #[inline(always)]
     unsafe fn relu(v: Self::V) -> Self::V {

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use cellgate::backbone::ResNet18;
 use cellgate::backbone::cpu::CpuBackbone;
-use cellgate::embedding::Projection;
 use cellgate::gaussian::{Accumulator, Precision};
 use cellgate::model::{Header, Model, Provenance, Settings};
 use cellgate::pipeline::Extractor;
@@ -65,7 +64,7 @@ pub fn small_model(folder: &Path, size: u32, grid: u32, k: u32) -> PathBuf {
     let network = ResNet18::embedded().unwrap();
     let mut fitter = fitter(&network, size as usize, &settings.preprocess, 2);
     let scale = fitter.channel_scale(fit, &settings).unwrap();
-    let projection = Projection::semi_orthogonal(k as usize, settings.seed, settings.stages, &scale).unwrap();
+    let projection = settings.projection(&scale).unwrap();
     let mut moments = Accumulator::new(grid as usize, k as usize);
     fitter
         .accumulate(fit, &settings, &projection, &mut moments, &mut 0, |_, skipped| {

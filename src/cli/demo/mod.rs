@@ -19,7 +19,6 @@ use super::inspect::{overlay_folder, page};
 use super::shared::{self, Engine};
 use super::synth::data_set;
 use crate::backbone::ResNet18;
-use crate::embedding::Projection;
 use crate::eval::dataset::Item;
 use crate::eval::{elpv, folds, sampling};
 use crate::gaussian::Accumulator;
@@ -243,7 +242,7 @@ fn fit(
     );
     let mut fitter = engine.fitter(network, settings)?;
     let scale = fitter.channel_scale(&plan.scale_cells(settings.seed), settings)?;
-    let projection = Projection::semi_orthogonal(settings.k as usize, settings.seed, settings.stages, &scale)?;
+    let projection = settings.projection(&scale)?;
     let mut header = PartialHeader {
         backbone: network.identity(),
         backbone_name: name.into(),

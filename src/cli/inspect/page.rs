@@ -143,7 +143,7 @@ fn about(model: &Model) -> Vec<Setting> {
         Setting::new("fitted on", format!("{}: {} good cells, {} images", p.data, p.cells, p.images)),
         Setting::new("backbone", format!("{} ({:.16}…)", p.backbone, header.backbone)),
         Setting::new("image", format!("{0}×{0}, {border}", s.size)),
-        Setting::new("embedding", format!("k = {}, stages {}, seed {}", s.k, s.stages, s.seed)),
+        Setting::new("embedding", format!("{}, k = {}, stages {}, seed {}", s.mixing, s.k, s.stages, s.seed)),
         Setting::new("Gaussian", format!("{0}×{0} positions, {1}", s.grid, s.shrinkage)),
     ];
     if let Some(c) = &header.calibration {
