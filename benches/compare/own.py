@@ -1,9 +1,9 @@
 """What has no peer: bandwidth, scaling, preemption, allocations, the model file, the build."""
 
 import contextlib
+import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -39,26 +39,10 @@ def spinning():
 
 
 def bandwidth(bench):
-    """Share of the read bandwidth that embedding, distance and heatmap reach, by number of threads."""
-    return parse_distance(subprocess.run([bench], check=True, stdout=subprocess.PIPE, text=True).stdout)
-
-
-def parse_distance(text):
-    """Reads what `benches/distance.rs` prints: lines of key=value, or the table whose lines start with a number of
-    threads, the columns named above them."""
-    shares = {}
-    for line in text.splitlines():
-        pairs = dict(re.findall(r"(\w+)=([\d.]+)", line))
-        if "threads" in pairs and "share" in pairs:
-            shares[int(pairs["threads"])] = float(pairs["share"])
-    if shares:
-        return shares
-    for line in text.splitlines():
-        numbers = line.split()
-        if numbers and numbers[0].isdigit() and len(numbers) >= 7:
-            threads, project, distance, _, heatmap, read = numbers[:6]
-            shares[int(threads)] = float(read) / (float(project) + float(distance) + float(heatmap))
-    return shares
+    """Lines of `benches/distance.rs`: times, and the share of the read bandwidth that is reached, for each number of
+    threads and each embedding."""
+    printed = subprocess.run([bench, "--json"], check=True, stdout=subprocess.PIPE, text=True).stdout
+    return [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
 
 
 def build_time(repository):
