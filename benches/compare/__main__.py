@@ -1,4 +1,4 @@
-"""Every target of speed and memory, measured beside the peers in one run. `benches/compare.sh` prepares and calls this."""
+"""Every target of speed and memory, measured beside the peers in one run; `benches/compare.sh` prepares this."""
 
 import argparse
 import pathlib

@@ -39,7 +39,9 @@ class Comparison:
     def heed(self, what, one_thread):
         """Says so where another program had the core for a part of the time."""
         if one_thread.wall > 1.1 * one_thread.cpu:
-            self.notes.append(f"{what}: the machine was busy (wall {one_thread.wall / one_thread.cpu:.2f} × cpu): measure again")
+            self.notes.append(
+                f"{what}: the machine was busy (wall {one_thread.wall / one_thread.cpu:.2f} × cpu): measure again"
+            )
 
     def fastest(self, times, names):
         return min(names, key=lambda name: times[name].wall)
@@ -79,7 +81,9 @@ class Comparison:
         detail = f"{ratio['wall']:.3f}, {ratio['paired_wall']:.3f} by round"
         what = "2 threads, one core taken by another program"
         met = ratio["wall"] <= 1.0
-        self.rows.append(Row(what, "≤ 1 × one thread", ms(beside["two"]), f"one thread {ms(beside['one'])}", detail, met))
+        self.rows.append(
+            Row(what, "≤ 1 × one thread", ms(beside["two"]), f"one thread {ms(beside['one'])}", detail, met)
+        )
 
     def bandwidth(self):
         lines = own.bandwidth(self.args.distance)
@@ -142,7 +146,9 @@ class Comparison:
         rate = find("ours", 2, count)["rate"]
         hours = 68748 / rate / 3600
         what = "68,748 images, one command"
-        self.rows.append(Row(what, "resumable, flat", f"{rate:.1f} images/s here", "", f"extrapolated: {hours:.2f} h", None))
+        self.rows.append(
+            Row(what, "resumable, flat", f"{rate:.1f} images/s here", "", f"extrapolated: {hours:.2f} h", None)
+        )
 
     def path(self):
         if self.model is None:
@@ -171,9 +177,19 @@ class Comparison:
         self.raw["path from file 1"] = times
         for name in in_torch:
             self.rows.append(below("PNG file → heatmap and score, 1 thread", None, times["ours"], name, times[name]))
-        size, theirs = self.model.stat().st_size / 1e6, peers["anomalib-openvino"][1].with_suffix(".bin").stat().st_size / 1e6
+        size, theirs = (
+            self.model.stat().st_size / 1e6,
+            peers["anomalib-openvino"][1].with_suffix(".bin").stat().st_size / 1e6,
+        )
         self.rows.append(
-            Row("model file, k = 100", "≤ 45 MB", f"{size:.1f} MB", f"anomalib {theirs:.1f} MB", f"{size / theirs:.3f}", size <= 45)
+            Row(
+                "model file, k = 100",
+                "≤ 45 MB",
+                f"{size:.1f} MB",
+                f"anomalib {theirs:.1f} MB",
+                f"{size / theirs:.3f}",
+                size <= 45,
+            )
         )
         self.rows.append(Row("allocations per frame", "0", f"{allocations:g}", "", "", allocations == 0))
 

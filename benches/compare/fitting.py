@@ -63,8 +63,15 @@ def compare(cellgate, cells, work, counts, threads, peers=("anomalib", "anomavis
         for number in threads if count == max(counts) else threads[-1:]:
             for name in ("ours", *peers):
                 model = work / f"ours{count}-{number}.cgm"
-                result = ours(cellgate, images, model, number, count) if name == "ours" else theirs(name, images, number)
-                result |= {"side": name, "threads": number, "files": count, "rate": result["images"] / result["seconds"]}
+                result = (
+                    ours(cellgate, images, model, number, count) if name == "ours" else theirs(name, images, number)
+                )
+                result |= {
+                    "side": name,
+                    "threads": number,
+                    "files": count,
+                    "rate": result["images"] / result["seconds"],
+                }
                 print(f"  fit {name}: {result['rate']:.1f} images/s, {result['peak_mb']:.0f} MB", file=sys.stderr)
                 results.append(result)
     return results

@@ -20,7 +20,9 @@ def export(cellgate, size, folder):
     import pnnx
 
     stem = pathlib.Path(folder, f"net{size}")
-    subprocess.run([cellgate, "backbone", "export-onnx", "--size", str(size), "-o", f"{stem}.onnx"], check=True, stdout=sys.stderr)
+    subprocess.run(
+        [cellgate, "backbone", "export-onnx", "--size", str(size), "-o", f"{stem}.onnx"], check=True, stdout=sys.stderr
+    )
     converter = pathlib.Path(pnnx.EXEC_PATH)
     shape = f"inputshape=[1,1,{size},{size}]"
     subprocess.run([converter, f"{stem}.onnx", shape, "fp16=0"], check=True, cwd=folder, stdout=subprocess.DEVNULL)
@@ -59,17 +61,21 @@ def sides(bench, stem, size, threads, image_path, folder, wanted):
 def maps(path, size, channels_last):
     """The four maps of a file as (channels, height, width)."""
     numbers, at = np.fromfile(path, "<f4"), 0
-    for channels, stride in zip(CHANNELS, STRIDES):
+    for channels, stride in zip(CHANNELS, STRIDES, strict=True):
         side = size // stride
         block = numbers[at : at + side * side * channels]
         at += block.size
-        yield block.reshape(side, side, channels).transpose(2, 0, 1) if channels_last else block.reshape(channels, side, side)
+        yield (
+            block.reshape(side, side, channels).transpose(2, 0, 1)
+            if channels_last
+            else block.reshape(channels, side, side)
+        )
     if at != numbers.size:
         raise RuntimeError(f"{path.name}: {numbers.size} numbers where {at} were due")
 
 
 def difference(ours, theirs, size):
-    pairs = zip(maps(ours, size, True), maps(theirs, size, False))
+    pairs = zip(maps(ours, size, True), maps(theirs, size, False), strict=True)
     return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
 
 
@@ -82,5 +88,9 @@ def compare(bench, stem, size, threads, rounds, runs, wanted):
         started, outputs = sides(bench, stem, size, threads, image_path, folder, wanted)
         facts = {side.name: side.facts for side in started}
         times = take_turns(started, rounds, runs)
-        off = {name: difference(outputs["ours"], path, size) for name, path in outputs.items() if not name.startswith("ours")}
+        off = {
+            name: difference(outputs["ours"], path, size)
+            for name, path in outputs.items()
+            if not name.startswith("ours")
+        }
     return times, facts, off

@@ -1,4 +1,4 @@
-"""A peer as a served process: serve.py PEER MODEL --threads N --input IMAGE.f32 [--output MAPS.f32] [--option KEY=VALUE]
+"""A peer as a served process: serve.py PEER MODEL --threads N --input IMAGE.f32 [--output FILE] [--option KEY=VALUE]
 
 PEER names a module `peer_PEER` beside this file with `load(model, image, threads, options)`, which returns a function
 that runs once and returns its outputs as arrays, and a line of facts.
