@@ -37,16 +37,17 @@ clean_up() {
 }
 trap clean_up EXIT
 
-cargo build --release --locked --bin cellgate
+messages=$work/build.json
+cargo build --release --locked --bin cellgate --bench backbone --bench inspection --bench distance \
+    --message-format json-render-diagnostics >"$messages"
 # The executable of a bench.
 bench() {
-    cargo bench --no-run --locked --bench "$1" --message-format json 2>/dev/null |
-        "$venv/bin/python" -c '
+    "$venv/bin/python" - "$messages" "$1" <<'PYTHON'
 import json, sys
-for line in sys.stdin:
-    message = json.loads(line)
-    if message.get("executable") and message["target"]["name"] == sys.argv[1]:
-        print(message["executable"])' "$1"
+for message in map(json.loads, open(sys.argv[1])):
+    if message.get("executable") and message["target"]["name"] == sys.argv[2]:
+        print(message["executable"])
+PYTHON
 }
 backbone=$(bench backbone)
 inspection=$(bench inspection)

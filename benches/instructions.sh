@@ -13,9 +13,9 @@ mkdir -p target
 work=$(mktemp -d target/instructions.XXXXXX)
 trap 'rm -rf "$work"' EXIT
 
-cargo build --release --locked --bin cellgate 2>"$work/build.log" || { cat "$work/build.log" >&2; exit 1; }
-# "Executable benches/inspection.rs (target/…)"
-bench=$(cargo bench --no-run --locked --bench inspection 2>&1 | sed -n 's/.*Executable .*(\(.*\))$/\1/p')
+cargo build --release --locked --bin cellgate --bench inspection --message-format json 2>"$work/build.log" \
+    >"$work/build.json" || { cat "$work/build.log" >&2; exit 1; }
+bench=$(sed -n 's/.*"name":"inspection".*"executable":"\([^"]*\)".*/\1/p' "$work/build.json")
 [ -x "$bench" ] || { echo "instructions.sh: the bench inspection was not built" >&2; exit 1; }
 
 target/release/cellgate synth -o "$work/cells" -n 100 --class A --size 300 --no-masks >/dev/null 2>&1
