@@ -25,7 +25,7 @@ def export(cellgate, size, folder):
     )
     converter = pathlib.Path(pnnx.EXEC_PATH)
     shape = f"inputshape=[1,1,{size},{size}]"
-    subprocess.run([converter, f"{stem}.onnx", shape, "fp16=0"], check=True, cwd=folder, stdout=subprocess.DEVNULL)
+    subprocess.run([converter, f"{stem}.onnx", shape, "fp16=0"], check=True, cwd=folder, capture_output=True)
     return stem
 
 
