@@ -1,12 +1,9 @@
 //! The CPU backbone under a clock.
 //!
 //! `cargo bench --bench backbone -- --threads 1 --size 256` prints one line of medians, and the heap allocations of a
-//! run; `--layers` adds a line for each step. With `--serve` it first prints `ready ALLOCATIONS`, then reads counts
-//! from stdin, one a line, and answers each with that many `wall:cpu` pairs in milliseconds: `compare_onnxruntime.py`
-//! speaks to it that way. `--input` and `--output` are raw little-endian f32: the image, and the four maps one after
-//! the other.
+//! run; `--layers` adds a line for each step. With `--serve` it takes turns with other programs (`common/served.rs`).
+//! `--input` and `--output` are raw little-endian f32: the image, and the four maps one after the other.
 
-use std::io::{BufRead, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,20 +17,11 @@ use clap::Parser;
 
 #[path = "../tests/common/counting.rs"]
 mod counting;
+#[path = "common/served.rs"]
+mod served;
 
 use counting::allocations;
-
-/// Milliseconds of processor time that all threads of this process have used.
-fn cpu_ms() -> f64 {
-    unsafe extern "C" {
-        fn clock_gettime(clock: i32, time: *mut [i64; 2]) -> i32;
-    }
-    const CLOCK_PROCESS_CPUTIME_ID: i32 = 2;
-    let mut time = [0i64; 2];
-    // SAFETY: on 64-bit Linux a timespec is two 64-bit numbers: seconds, nanoseconds.
-    unsafe { clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &mut time) };
-    time[0] as f64 * 1e3 + time[1] as f64 * 1e-6
-}
+use served::median;
 
 #[derive(Parser)]
 struct Args {
@@ -66,11 +54,6 @@ struct Args {
     bench: bool,
 }
 
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let isa = args.isa.unwrap_or_else(Isa::detect);
@@ -98,27 +81,11 @@ fn main() -> anyhow::Result<()> {
     }
     let allocations = (allocations() - before) as f64 / 10.0;
 
-    let mut measure = |count: usize| -> anyhow::Result<Vec<(f64, f64)>> {
-        let mut times = Vec::with_capacity(count);
-        for _ in 0..count {
-            let (cpu, wall) = (cpu_ms(), Instant::now());
-            backbone.run(&image, &mut pyramid)?;
-            times.push((wall.elapsed().as_secs_f64() * 1e3, cpu_ms() - cpu));
-        }
-        Ok(times)
-    };
+    let mut run = || Ok(backbone.run(&image, &mut pyramid)?);
     if args.serve {
-        println!("ready {allocations}");
-        std::io::stdout().flush()?;
-        for line in std::io::stdin().lock().lines() {
-            let Ok(count) = line?.trim().parse() else { break };
-            let times = measure(count)?;
-            println!("{}", times.iter().map(|(w, c)| format!("{w:.4}:{c:.4}")).collect::<Vec<_>>().join(" "));
-            std::io::stdout().flush()?;
-        }
-        return Ok(());
+        return served::serve(allocations, run);
     }
-    let (mut wall, mut cpu): (Vec<f64>, Vec<f64>) = measure(args.runs.max(1))?.into_iter().unzip();
+    let (mut wall, mut cpu): (Vec<f64>, Vec<f64>) = served::measure(args.runs.max(1), &mut run)?.into_iter().unzip();
     let macs = ResNet18::multiply_adds(args.size);
     let (wall, cpu) = (median(&mut wall), median(&mut cpu));
     println!(
