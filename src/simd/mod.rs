@@ -222,7 +222,7 @@ mod tests {
             unsafe {
                 let (va, vb) = (S::load(a.as_ptr()), S::load(b.as_ptr()));
                 assert_eq!(read(S::load_f16(halves.as_ptr())), a);
-                let whole: Vec<i16> = (0..S::LANES).map(|i| i as i16 * 4000 - 32_000).collect();
+                let whole: Vec<i16> = (0..S::LANES).map(|i| (i as i32 * 4000 - 32_000) as i16).collect();
                 assert_eq!(read(S::load_i16(whole.as_ptr())), whole.iter().map(|&x| f32::from(x)).collect::<Vec<_>>());
                 assert_eq!(read(S::splat(2.5)), vec![2.5; S::LANES]);
                 assert_eq!(read(S::add(va, vb)), map(&|x, y| x + y));
