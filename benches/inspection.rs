@@ -11,6 +11,7 @@ use anyhow::{Context, anyhow};
 use cellgate::backbone::ResNet18;
 use cellgate::backbone::cpu::CpuBackbone;
 use cellgate::model::Model;
+use cellgate::pipeline::fitting::Image;
 use cellgate::pipeline::{Extractor, Scorer};
 use cellgate::simd::Isa;
 use cellgate::workers::Workers;
@@ -69,7 +70,7 @@ fn main() -> anyhow::Result<()> {
     let extractor = Extractor::new(settings.preprocess.clone(), Box::new(backbone))?;
     let mut scorer = Scorer::new(settings, model.projection(), extractor, workers);
     let statistics = model.statistics();
-    scorer.load(&args.image).map_err(|why| anyhow!("{why}")).with_context(|| args.image.display().to_string())?;
+    scorer.load(&Image::File(args.image.clone())).map_err(|why| anyhow!("{why}")).with_context(|| args.image.display().to_string())?;
 
     let mut run = || {
         let scores = if args.from_file {
