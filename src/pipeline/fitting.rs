@@ -190,6 +190,7 @@ impl Fitter {
         };
         let mut threads: Vec<Hand> = self.extractors.iter().map(state).collect();
         for extractor in &mut self.extractors {
+            extractor.want(settings.stages);
             let _ = extractor.take_spent();
         }
         // Enough images in a round for the threads to end it at about the same time.
