@@ -243,18 +243,24 @@ impl Kernel for ReadAll<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let (grid, k) = (self.embedder.grid, self.embedder.k);
-        let zero = [0.0f32; SLACK];
+        let zero = [0.0f32; 4 * SLACK];
         for row in 0..grid {
             let reader = self.embedder.row::<S>(0, row);
             for column in 0..grid {
                 let at = (row * grid + column) * k;
-                for first in (0..k).step_by(S::LANES) {
-                    // SAFETY: a vector may run past the position's k values by less than LANES ≤ SLACK, into the next
-                    // position (written after it) or the slack at the end.
-                    unsafe {
-                        debug_assert!(at + first + S::LANES <= self.out.len());
-                        let out = self.out.as_mut_ptr().add(at + first);
-                        reader.read::<S, 1>(column, first, zero.as_ptr(), out);
+                // SAFETY: a vector may run past the position's k values by less than LANES ≤ SLACK, into the next
+                // position (written after it) or the slack at the end.
+                unsafe {
+                    debug_assert!(at + k.next_multiple_of(S::LANES) <= self.out.len());
+                    let out = self.out.as_mut_ptr().add(at);
+                    let mut first = 0;
+                    while first + 4 * S::LANES <= k {
+                        reader.read::<S, 4>(column, first, zero.as_ptr(), out.add(first));
+                        first += 4 * S::LANES;
+                    }
+                    while first < k {
+                        reader.read::<S, 1>(column, first, zero.as_ptr(), out.add(first));
+                        first += S::LANES;
                     }
                 }
             }

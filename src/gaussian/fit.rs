@@ -253,7 +253,7 @@ impl Kernel for Update<'_> {
         batch_mean.fill(0.0);
         for embedding in batch {
             let y = embedding.at(position);
-            let square: f64 = y.iter().map(|&y| f64::from(y) * f64::from(y)).sum();
+            let square = sum_of_squares(y);
             *state.fourth += square * square;
             for ((sum, cube), &y) in batch_mean.iter_mut().zip(state.cubes.iter_mut()).zip(y) {
                 *sum += f64::from(y);
@@ -287,6 +287,20 @@ impl Kernel for Update<'_> {
             }
         }
     }
+}
+
+/// ‖y‖², summed in the same order with every instruction set.
+#[inline(always)]
+fn sum_of_squares(y: &[f32]) -> f64 {
+    let mut sums = [0.0f64; 8];
+    let chunks = y.chunks_exact(8);
+    let rest: f64 = chunks.remainder().iter().map(|&y| f64::from(y) * f64::from(y)).sum();
+    for chunk in chunks {
+        for (sum, &y) in sums.iter_mut().zip(chunk) {
+            *sum += f64::from(y) * f64::from(y);
+        }
+    }
+    sums.iter().sum::<f64>() + rest
 }
 
 /// `update[c][i] = Σ_rows row[first + c]·row[i]` for `columns` columns c and every i from `first` (rounded down) on.

@@ -152,7 +152,17 @@ impl Accumulator {
         for j in 0..k {
             let (above, row) = r.split_at_mut(j * k);
             let row = &mut row[j..k];
-            for p in above.chunks_exact(k) {
+            // Four rows at a time, so that the row itself is read and written a quarter as often.
+            let fours = above.chunks_exact(4 * k);
+            let rest = fours.remainder();
+            for four in fours {
+                let [a, b, c, d] = [0, 1, 2, 3].map(|i| &four[i * k + j..][..k - j]);
+                let [fa, fb, fc, fd] = [a[0], b[0], c[0], d[0]];
+                for ((((r, a), b), c), d) in row.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+                    *r = *r - fa * a - fb * b - fc * c - fd * d;
+                }
+            }
+            for p in rest.chunks_exact(k) {
                 let factor = p[j];
                 row.iter_mut().zip(&p[j..]).for_each(|(r, p)| *r -= factor * p);
             }
@@ -167,11 +177,22 @@ impl Accumulator {
             let row = &mut x[j * k..][..k];
             row[j..].fill(0.0);
             row[j] = 1.0;
-            for i in j..k {
-                let (head, tail) = row.split_at_mut(i + 1);
-                head[i] /= r[i * k + i];
-                let factor = head[i];
-                tail.iter_mut().zip(&r[i * k + i + 1..]).for_each(|(x, r)| *x -= factor * r);
+            for first in (j..k).step_by(4) {
+                let end = k.min(first + 4);
+                for i in first..end {
+                    row[i] /= r[i * k + i];
+                    for after in i + 1..end {
+                        row[after] -= row[i] * r[i * k + after];
+                    }
+                }
+                if end == first + 4 {
+                    let [a, b, c, d] = [0, 1, 2, 3].map(|i| &r[(first + i) * k + end..][..k - end]);
+                    let (head, tail) = row.split_at_mut(end);
+                    let [fa, fb, fc, fd] = [0, 1, 2, 3].map(|i| head[first + i]);
+                    for ((((x, a), b), c), d) in tail.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+                        *x = *x - fa * a - fb * b - fc * c - fd * d;
+                    }
+                }
             }
             let packed = &mut out[column_start(k, j)..][..k - j];
             packed.iter_mut().zip(&row[j..]).for_each(|(o, &x)| *o = x as f32);
