@@ -70,7 +70,10 @@ fn main() -> anyhow::Result<()> {
     let extractor = Extractor::new(settings.preprocess.clone(), Box::new(backbone))?;
     let mut scorer = Scorer::new(settings, model.projection(), extractor, workers);
     let statistics = model.statistics();
-    scorer.load(&Image::File(args.image.clone())).map_err(|why| anyhow!("{why}")).with_context(|| args.image.display().to_string())?;
+    scorer
+        .load(&Image::File(args.image.clone()))
+        .map_err(|why| anyhow!("{why}"))
+        .with_context(|| args.image.display().to_string())?;
 
     let mut run = || {
         let scores = if args.from_file {
