@@ -31,7 +31,7 @@ struct Args {
     /// Side of the image.
     #[arg(long, default_value_t = 256)]
     size: usize,
-    /// Instruction set: avx512, avx2, neon or scalar.
+    /// Instruction set: avx512, avx2, neon-fp16, neon or scalar.
     #[arg(long)]
     isa: Option<Isa>,
     /// Runs to take the median of.

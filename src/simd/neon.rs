@@ -30,13 +30,7 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn load_f16(p: *const f16) -> float32x4_t {
-        unsafe {
-            let halves: uint16x4_t = vld1_u16(p.cast());
-            let wide: float32x4_t;
-            // The conversion is baseline aarch64; its intrinsic needs a type that stable Rust does not have.
-            std::arch::asm!("fcvtl {w:v}.4s, {h:v}.4h", w = out(vreg) wide, h = in(vreg) halves, options(pure, nomem, nostack));
-            wide
-        }
+        unsafe { vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p.cast()))) }
     }
     #[inline(always)]
     unsafe fn load_i16(p: *const i16) -> float32x4_t {

@@ -24,7 +24,8 @@ const BLOCK: usize = 96;
 #[derive(Debug)]
 enum Weights {
     Single(PackedMatrix),
-    /// Half the bytes to fetch, where that is what takes the time and nothing is lost by it.
+    /// Half the bytes to fetch, where that is what takes the time and nothing is lost by it; and wherever halves are
+    /// multiplied as such.
     Half(PackedMatrix<f16>),
 }
 
@@ -42,6 +43,8 @@ pub(super) struct Direct {
     weights: Weights,
     kernel: usize,
     stride: usize,
+    /// Whether halves are multiplied as such.
+    fp16: bool,
 }
 
 impl Direct {
@@ -53,17 +56,18 @@ impl Direct {
             conv.weight[(o * inputs + i) * kernel * kernel + tap]
         };
         let rows = kernel * kernel * inputs;
-        let weights = if pixels < FEW_PIXELS && fit_in_halves(conv) {
+        let weights = if isa.multiplies_halves() || pixels < FEW_PIXELS && fit_in_halves(conv) {
             Weights::Half(PackedMatrix::new(isa, rows, outputs, |k, o| f16::from_f32(weight(k, o))))
         } else {
             Weights::Single(PackedMatrix::new(isa, rows, outputs, weight))
         };
-        Self { weights, kernel, stride }
+        Self { weights, kernel, stride, fp16: isa.multiplies_halves() }
     }
 
     pub(super) fn name(&self) -> &'static str {
         match self.weights {
             Weights::Single(_) => "direct",
+            Weights::Half(_) if self.fp16 => "direct fp16",
             Weights::Half(_) => "direct 16-bit",
         }
     }
@@ -155,6 +159,8 @@ struct DirectRows<'a, T> {
 }
 
 impl<T: Number> RowKernel for DirectRows<'_, T> {
+    type Number = T;
+
     #[inline(always)]
     unsafe fn rows<S: Simd, const M: usize, const N: usize>(&self, first: usize) {
         let Ends { input, output, .. } = self.ends;

@@ -3,6 +3,9 @@
 //! A right-hand matrix is cut into *panels* of as many columns as the micro-kernel keeps in registers: 4 vectors where
 //! there are 32 registers, 2 where there are 16. A panel's rows lie one after the other, so the kernel reads it from
 //! front to back. Up to [`MAX_ROWS`] rows of the left-hand side meet it at a time.
+//!
+//! Where the instruction set multiplies halves ([`Simd::HALVES`]), a matrix packed in halves has panels twice as wide: as
+//! many registers hold its sums.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -16,13 +19,17 @@ use super::memory::Aligned;
 /// Rows of the largest micro-kernel: 6 × 4 accumulators + 4 + 1 of 32 registers, or 6 × 2 + 2 + 1 of 16.
 const MAX_ROWS: usize = 6;
 
-/// Columns of a panel.
-pub(crate) fn panel_width(isa: Isa) -> usize {
-    isa.lanes() * if isa.registers() >= 32 { 4 } else { 2 }
+/// Columns of a panel of numbers of type `T`.
+pub(crate) fn panel_width<T: Number>(isa: Isa) -> usize {
+    let vectors = if isa.registers() >= 32 { 4 } else { 2 };
+    isa.lanes() * if isa.multiplies_halves() && T::HALF { 2 * vectors } else { vectors }
 }
 
 /// How the numbers of a packed matrix are stored; they are widened in registers.
 pub(crate) trait Number: bytemuck::Pod + Default {
+    /// Whether they are halves, which some instruction sets multiply as such.
+    const HALF: bool = false;
+
     /// Reads a vector.
     ///
     /// # Safety
@@ -39,6 +46,8 @@ impl Number for f32 {
 }
 
 impl Number for f16 {
+    const HALF: bool = true;
+
     #[inline(always)]
     unsafe fn load<S: Simd>(p: *const f16) -> S::V {
         // SAFETY: as the caller promised.
@@ -69,7 +78,7 @@ pub(crate) struct PackedMatrix<T = f32> {
 impl<T: Number> PackedMatrix<T> {
     /// Packs the matrix whose element in row `k` and column `n` is `value(k, n)`.
     pub(crate) fn new(isa: Isa, rows: usize, columns: usize, value: impl Fn(usize, usize) -> T) -> Self {
-        let panel = panel_width(isa);
+        let panel = panel_width::<T>(isa);
         let count = rows * columns.next_multiple_of(panel);
         let mut values = Aligned::zeros((count * size_of::<T>()).div_ceil(size_of::<f32>()));
         if rows > 0 {
@@ -178,6 +187,8 @@ pub(super) struct GemmRows<T> {
 }
 
 impl<T: Number> RowKernel for GemmRows<T> {
+    type Number = T;
+
     #[inline(always)]
     unsafe fn rows<S: Simd, const M: usize, const N: usize>(&self, first: usize) {
         // SAFETY: whoever made this vouches for the matrices.
@@ -203,6 +214,9 @@ impl<T: Number> RowKernel for GemmRows<T> {
 
 /// What is done with a group of M rows and a panel of N vectors.
 pub(super) trait RowKernel {
+    /// The numbers of its panel.
+    type Number: Number;
+
     /// Does rows `first` to `first + M − 1`.
     ///
     /// # Safety
@@ -218,7 +232,9 @@ pub(super) trait RowKernel {
 pub(super) unsafe fn in_row_groups<S: Simd, K: RowKernel>(kernel: &K, rows: Range<usize>) {
     // SAFETY: as the caller promised; the number of vectors is the one that `panel_width` has packed.
     unsafe {
-        if S::REGISTERS >= 32 {
+        if S::HALVES && K::Number::HALF {
+            in_groups::<S, K, 8>(kernel, rows);
+        } else if S::REGISTERS >= 32 {
             in_groups::<S, K, 4>(kernel, rows);
         } else {
             in_groups::<S, K, 2>(kernel, rows);
@@ -260,8 +276,11 @@ pub(super) unsafe fn accumulate<S: Simd, T: Number, const M: usize, const N: usi
     length: usize,
     mut b: *const T,
 ) {
-    // SAFETY: as the caller promised.
+    // SAFETY: as the caller promised; with `length` a multiple of 8, a type that says it is `HALF` is f16.
     unsafe {
+        if S::HALVES && T::HALF && length.is_multiple_of(8) {
+            return S::multiply_halves::<M, N>(sums, a, segments, length, b.cast());
+        }
         for &segment in segments {
             for k in segment..segment + length {
                 let row: [S::V; N] = std::array::from_fn(|n| T::load::<S>(b.wrapping_add(n * S::LANES)));
@@ -300,6 +319,80 @@ mod tests {
                     }
                     assert!(row[width..].iter().all(|x| x.is_nan()), "only whole panels are written");
                 }
+            }
+        }
+    }
+
+    struct HalfProduct<'a> {
+        a: &'a [f32],
+        depth: usize,
+        rows: usize,
+        b: &'a PackedMatrix<f16>,
+        c: &'a mut [f32],
+    }
+
+    impl Kernel for HalfProduct<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self) {
+            let Self { a, depth, rows, b, c } = self;
+            for panel in 0..b.panels() {
+                // SAFETY: `a` is rows × depth, `c` rows × the padded columns.
+                unsafe {
+                    let c = c.as_mut_ptr().add(panel * b.panel());
+                    let (lda, ldc) = (depth, b.padded_columns());
+                    let kernel = GemmRows { a: a.as_ptr(), lda, depth, b: b.panel_ptr(panel), scale: None, c, ldc };
+                    in_row_groups::<S, _>(&kernel, 0..rows);
+                }
+            }
+        }
+    }
+
+    fn half_product(isa: Isa, a: &[f32], depth: usize, b: &PackedMatrix<f16>) -> Vec<f32> {
+        let rows = a.len() / depth;
+        let mut c = vec![f32::NAN; rows * b.padded_columns()];
+        isa.run(HalfProduct { a, depth, rows, b, c: &mut c });
+        c
+    }
+
+    /// Where halves are multiplied as such, a term is off by 2⁻¹¹ when its left side is rounded, and each partial sum of
+    /// a run by as much again.
+    #[test]
+    fn products_with_halves_are_those_of_f64_for_every_shape_of_remainder() {
+        for isa in Isa::available() {
+            for (rows, depth, columns) in [(1, 8, 1), (5, 56, 3), (6, 64, 64), (13, 72, 100), (7, 33, 17), (2, 512, 32)]
+            {
+                let a: Vec<f32> = (0..rows * depth).map(|i| ((i * 31) % 23) as f32 / 7.0 - 1.4).collect();
+                let b_at = |k: usize, n: usize| f16::from_f32(((k * 13 + n * 7) % 19) as f32 / 5.0 - 1.7);
+                let packed = PackedMatrix::new(isa, depth, columns, b_at);
+                let c = half_product(isa, &a, depth, &packed);
+                for (i, row) in c.chunks_exact(packed.padded_columns()).enumerate() {
+                    for (n, &got) in row.iter().enumerate() {
+                        let term = |k: usize| f64::from(a[i * depth + k]) * b_at(k, n).to_f64();
+                        let want: f64 = if n < columns { (0..depth).map(term).sum() } else { 0.0 };
+                        let all: f64 = if n < columns { (0..depth).map(|k| term(k).abs()).sum() } else { 0.0 };
+                        let tolerance = if isa.multiplies_halves() { 2e-3 * all } else { 1e-6 * all };
+                        let error = (f64::from(got) - want).abs();
+                        assert!(error <= tolerance, "{isa} {rows}×{depth}×{columns} [{i}][{n}]: {got} for {want}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_sum_of_halves_that_overflows_is_not_a_number() {
+        for isa in Isa::available() {
+            // 32 · 60 · 60 is beyond 65504 and, the other way round, would be a clean zero after a ReLU.
+            let packed =
+                PackedMatrix::new(isa, 64, 3, |k, n| f16::from_f32(if n == 1 && k < 32 { -60.0 } else { 1.0 }));
+            let c = half_product(isa, &[60.0; 64], 64, &packed);
+            assert_eq!((c[0], c[2]), (64.0 * 60.0, 64.0 * 60.0), "{isa}");
+            if isa.multiplies_halves() {
+                assert!(c[1].is_nan(), "{isa}: {}", c[1]);
+            } else {
+                assert_eq!(c[1], 32.0 * 60.0 - 32.0 * 3600.0, "{isa}");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The ResNet18 on this machine's processor, in f32.
+//! The ResNet18 on this machine's processor, in f32; on [`Isa::NeonFp16`] its convolutions multiply halves.
 //!
 //! Everything is decided when a [`CpuBackbone`] is made: for each convolution the algorithm and the packed weights, for
 //! each map its place in one arena. A run then allocates nothing. The rooms:

@@ -315,7 +315,7 @@ impl Step {
         let stem = Stem::new(conv, isa);
         let info = StepInfo {
             name: conv.name.clone(),
-            algorithm: "direct, maximum",
+            algorithm: stem.name(),
             multiply_adds,
             performed: multiply_adds,
             weight_bytes: stem.weight_bytes() as u64,

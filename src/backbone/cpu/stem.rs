@@ -6,10 +6,12 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use half::f16;
+
 use crate::backbone::weights::Conv;
 use crate::simd::{Isa, Kernel, Simd};
 
-use super::gemm::{PackedMatrix, RowKernel, accumulate, in_row_groups};
+use super::gemm::{Number, PackedMatrix, RowKernel, accumulate, in_row_groups};
 use super::memory::{Memory, Tensor};
 
 /// conv1's kernel side.
@@ -21,11 +23,18 @@ const ROWS: usize = 2 * BAND + 1;
 /// Never the maximum of anything, and times zero it is zero.
 const LOWEST: f32 = f32::MIN;
 
+/// Rows in the order (kernel row, kernel column).
+#[derive(Debug)]
+enum Weights {
+    Single(PackedMatrix),
+    /// Where halves are multiplied as such, eight columns of the image at a time: an eighth kernel column of zeros.
+    Half(PackedMatrix<f16>),
+}
+
 /// conv1 packed for [`Stem::run`].
 #[derive(Debug)]
 pub(super) struct Stem {
-    /// Rows in the order (kernel row, kernel column).
-    weights: PackedMatrix,
+    weights: Weights,
     /// Always [`KERNEL`], but not to the compiler: loops that it unrolls seven times run out of registers.
     kernel: usize,
     channels: usize,
@@ -34,14 +43,32 @@ pub(super) struct Stem {
 impl Stem {
     pub(super) fn new(conv: &Conv, isa: Isa) -> Self {
         assert!(conv.inputs == 1 && conv.kernel == KERNEL && conv.stride == 2, "conv1 of a grey ResNet");
-        let weights =
-            PackedMatrix::new(isa, KERNEL * KERNEL, conv.outputs, |k, o| conv.weight[o * KERNEL * KERNEL + k]);
+        let weight = |row: usize, column: usize, o: usize| conv.weight[(o * KERNEL + row) * KERNEL + column];
+        let weights = if isa.multiplies_halves() {
+            Weights::Half(PackedMatrix::new(isa, KERNEL * 8, conv.outputs, |k, o| {
+                let (row, column) = (k / 8, k % 8);
+                if column < KERNEL { f16::from_f32(weight(row, column, o)) } else { f16::ZERO }
+            }))
+        } else {
+            let single = |k: usize, o: usize| weight(k / KERNEL, k % KERNEL, o);
+            Weights::Single(PackedMatrix::new(isa, KERNEL * KERNEL, conv.outputs, single))
+        };
         Self { weights, kernel: conv.kernel, channels: conv.outputs }
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        match self.weights {
+            Weights::Single(_) => "direct, maximum",
+            Weights::Half(_) => "direct fp16, maximum",
+        }
     }
 
     /// Bytes of packed weights.
     pub(super) fn weight_bytes(&self) -> usize {
-        self.weights.bytes()
+        match &self.weights {
+            Weights::Single(weights) => weights.bytes(),
+            Weights::Half(weights) => weights.bytes(),
+        }
     }
 
     /// Floats of a row of conv1's map of `side` pixels, with one pixel of border before it.
@@ -136,7 +163,23 @@ impl StemKernel<'_> {
     /// Row `y` of conv1, to `out` behind its border.
     #[inline(always)]
     unsafe fn convolve<S: Simd>(&self, y: usize, out: *mut f32) {
-        let weights = &self.conv.weights;
+        // SAFETY: as the caller promised. An eighth column still lies inside the border, for the last pixel too.
+        unsafe {
+            match &self.conv.weights {
+                Weights::Single(weights) => self.convolve_by::<S, _>(weights, self.conv.kernel, y, out),
+                Weights::Half(weights) => self.convolve_by::<S, _>(weights, 8, y, out),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn convolve_by<S: Simd, T: Number>(
+        &self,
+        weights: &PackedMatrix<T>,
+        length: usize,
+        y: usize,
+        out: *mut f32,
+    ) {
         let segments: [usize; KERNEL] = std::array::from_fn(|row| row * self.input.row_stride());
         for panel in 0..weights.panels() {
             // SAFETY: the kernel's window lies inside the bordered input; the row has room for all panels.
@@ -144,6 +187,7 @@ impl StemKernel<'_> {
                 let rows = StemRows {
                     input: self.memory.at(self.input.bordered(2 * y, 0)).cast_const(),
                     segments: &segments[..self.conv.kernel],
+                    length,
                     panel: weights.panel_ptr(panel),
                     out: out.add(self.conv.channels + panel * weights.panel()),
                     channels: self.conv.channels,
@@ -187,24 +231,28 @@ impl StemKernel<'_> {
     }
 }
 
-struct StemRows<'a> {
+struct StemRows<'a, T> {
     /// The corner of the first pixel's window.
     input: *const f32,
-    /// The offsets of the rows of a window, as long as they are many.
+    /// The offsets of the rows of a window.
     segments: &'a [usize],
-    panel: *const f32,
+    /// Columns of a window.
+    length: usize,
+    panel: *const T,
     out: *mut f32,
     channels: usize,
 }
 
-impl RowKernel for StemRows<'_> {
+impl<T: Number> RowKernel for StemRows<'_, T> {
+    type Number = T;
+
     #[inline(always)]
     unsafe fn rows<S: Simd, const M: usize, const N: usize>(&self, first: usize) {
         // SAFETY: whoever made this vouches for the row.
         unsafe {
             let a: [*const f32; M] = std::array::from_fn(|m| self.input.add(2 * (first + m)));
             let mut sums = [[S::splat(0.0); N]; M];
-            accumulate::<S, f32, M, N>(&mut sums, &a, self.segments, self.segments.len(), self.panel);
+            accumulate::<S, T, M, N>(&mut sums, &a, self.segments, self.length, self.panel);
             for (m, row) in sums.iter().enumerate() {
                 let out = self.out.add((first + m) * self.channels);
                 for (n, &sum) in row.iter().enumerate() {

@@ -9,6 +9,8 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use half::f16;
+
 use crate::backbone::weights::Conv;
 use crate::simd::{Isa, Kernel, Simd};
 
@@ -65,7 +67,14 @@ enum Weights {
     /// 16-bit integers and a scale for each column: half the bytes to fetch, where that is what takes the time. An error
     /// of 2⁻¹⁶ of a column's largest weight, an eighth of what halves would leave.
     Scaled(PackedMatrix<i16>, Vec<f32>),
+    /// Where halves are multiplied as such. A column's scale makes its largest weight 1/[`LARGEST_HALF`].
+    Half(PackedMatrix<f16>, Vec<f32>),
 }
+
+/// So much below 1 is the largest of a column of weights in halves: transformed inputs are up to 100 times those of a map,
+/// and 32 products of them, added up in halves, must stay below 65504, which they do for maps up to 327. Weights are
+/// halves to the last digit down to a thousandth of the largest.
+const LARGEST_HALF: f32 = 16.0;
 
 /// A convolution packed for [`Winograd::run`].
 #[derive(Debug)]
@@ -94,15 +103,19 @@ impl Winograd {
             let (point, o) = (rest / GROUP, group * GROUP + rest % GROUP);
             transformed[(i * points + point) * outputs + o]
         };
-        let weights = if scaled {
-            let largest = |column| (0..inputs).map(|i| weight(i, column).abs()).fold(f32::MIN_POSITIVE, f32::max);
+        let largest = |column| (0..inputs).map(|i| weight(i, column).abs()).fold(f32::MIN_POSITIVE, f32::max);
+        let weights = if isa.multiplies_halves() {
+            let scale: Vec<f32> = (0..columns).map(|column| largest(column) * LARGEST_HALF).collect();
+            let half = |i: usize, column: usize| f16::from_f32(weight(i, column) / scale[column]);
+            Weights::Half(PackedMatrix::new(isa, inputs, columns, half), scale)
+        } else if scaled {
             let scale: Vec<f32> = (0..columns).map(|column| largest(column) / f32::from(i16::MAX)).collect();
             let whole = |i: usize, column: usize| (weight(i, column) / scale[column]).round() as i16;
             Weights::Scaled(PackedMatrix::new(isa, inputs, columns, whole), scale)
         } else {
             Weights::Single(PackedMatrix::new(isa, inputs, columns, weight))
         };
-        let many = tile != Tile::Apart && (inputs <= 64 || inputs <= 128 && panel_width(isa) > 16);
+        let many = tile != Tile::Apart && (inputs <= 64 || inputs <= 128 && panel_width::<f32>(isa) > 16);
         let block = if many { 32 } else { 16 };
         Self { weights, tile, inputs, outputs, block }
     }
@@ -113,6 +126,9 @@ impl Winograd {
             (Tile::Two, Weights::Scaled(..)) => "winograd 2×2 16-bit",
             (Tile::Four, Weights::Single(_)) => "winograd 4×4",
             (Tile::Four, Weights::Scaled(..)) => "winograd 4×4 16-bit",
+            (Tile::Two, Weights::Half(..)) => "winograd 2×2 fp16",
+            (Tile::Four, Weights::Half(..)) => "winograd 4×4 fp16",
+            (Tile::Apart, Weights::Half(..)) => "winograd 4×4/2 fp16",
             (Tile::Apart, Weights::Single(_)) => "winograd 4×4/2",
             (Tile::Apart, Weights::Scaled(..)) => "winograd 4×4/2 16-bit",
         }
@@ -123,6 +139,7 @@ impl Winograd {
         match &self.weights {
             Weights::Single(weights) => weights.bytes(),
             Weights::Scaled(weights, _) => weights.bytes(),
+            Weights::Half(weights, _) => weights.bytes(),
         }
     }
 
@@ -286,6 +303,9 @@ impl WinogradKernel<'_> {
             match &self.conv.weights {
                 Weights::Single(weights) => self.multiply_by::<S, _, F, IN, OUT>(weights, None, group, count),
                 Weights::Scaled(weights, scale) => {
+                    self.multiply_by::<S, _, F, IN, OUT>(weights, Some(scale), group, count);
+                }
+                Weights::Half(weights, scale) => {
                     self.multiply_by::<S, _, F, IN, OUT>(weights, Some(scale), group, count);
                 }
             }
