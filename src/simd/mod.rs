@@ -132,12 +132,15 @@ pub enum Isa {
 impl Isa {
     const ALL: [Self; 5] = [Self::Avx512, Self::Avx2, Self::NeonFp16, Self::Neon, Self::Scalar];
 
-    /// The widest instruction set of this CPU, or the one that the environment variable `CELLGATE_ISA` names
-    /// (`avx512`, `avx2`, `neon-fp16`, `neon`, `scalar`) if the CPU has it; [`Isa::wanted`] tells when it hasn't.
+    /// The widest instruction set of this CPU that computes in f32, or the one that the environment variable
+    /// `CELLGATE_ISA` names (`avx512`, `avx2`, `neon-fp16`, `neon`, `scalar`) if the CPU has it; [`Isa::wanted`] tells
+    /// when it hasn't. [`Isa::NeonFp16`] must be asked for: it moves the distances by half a percent against the
+    /// statistics of a fit that was made elsewhere, and what the fit saw and the station computes should agree.
     #[must_use]
     pub fn detect() -> Self {
         let wanted = Self::wanted().ok().flatten();
-        wanted.unwrap_or_else(|| Self::available().next().unwrap_or(Self::Scalar))
+        let exact = || Self::available().find(|isa| !isa.multiplies_halves());
+        wanted.or_else(exact).unwrap_or(Self::Scalar)
     }
 
     /// The instruction set that the environment variable `CELLGATE_ISA` names; none if it isn't set, or empty.
