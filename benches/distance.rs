@@ -17,7 +17,7 @@ use cellgate::gaussian::distance::mahalanobis;
 use cellgate::gaussian::factors::{OwnedStatistics, column_start, position_stride, section_len};
 use cellgate::gaussian::{Factors, Precision, Statistics};
 use cellgate::heatmap::Analyser;
-use cellgate::simd::{Isa, Kernel, Simd};
+use cellgate::simd::{Isa, roofs};
 use cellgate::workers::Workers;
 use half::f16;
 use memmap2::MmapMut;
@@ -27,34 +27,8 @@ const GRID: usize = 64;
 const K: usize = 100;
 const ROUNDS: usize = 60;
 
-/// Sums bits as floats, in eight chains: as many loads in flight as the core will take.
-struct Sum<'a>(&'a [f32]);
-
-impl Kernel for Sum<'_> {
-    type Output = f32;
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) -> f32 {
-        // SAFETY: `Isa::run` has checked the CPU, and whole chunks hold eight vectors.
-        unsafe {
-            let mut sums = [S::splat(0.0); 8];
-            for chunk in self.0.chunks_exact(8 * S::LANES) {
-                for (v, sum) in sums.iter_mut().enumerate() {
-                    *sum = S::add(*sum, S::load(chunk.as_ptr().add(v * S::LANES)));
-                }
-            }
-            S::sum(sums.into_iter().reduce(|a, b| S::add(a, b)).unwrap_or(S::splat(0.0)))
-        }
-    }
-}
-
 fn read_memory(halves: &[f16], isa: Isa, workers: &Workers) {
-    let floats: &[f32] = bytemuck::cast_slice(&halves[..halves.len() / 2 * 2]);
-    let threads = workers.count();
-    workers.run(&|thread| {
-        let range = floats.len() * thread / threads..floats.len() * (thread + 1) / threads;
-        black_box(isa.run(Sum(&floats[range])));
-    });
+    roofs::read(bytemuck::cast_slice(&halves[..halves.len() / 2 * 2]), isa, workers);
 }
 
 fn median(times: &mut [f64]) -> f64 {

@@ -148,14 +148,17 @@ impl Embedder {
 
     /// Makes ready to read grid row `row` on worker `thread`: the two rows of each map that it lies between are blended
     /// once for all its positions, which leaves two corners to mix at each instead of four.
+    ///
+    /// # Safety
+    /// The CPU must have `S`.
     #[inline(always)]
-    pub(crate) fn row<S: Simd>(&self, thread: usize, row: usize) -> RowReader<'_> {
+    pub(crate) unsafe fn row<S: Simd>(&self, thread: usize, row: usize) -> RowReader<'_> {
         let mut blended = self.rows[thread].lock().unwrap_or_else(PoisonError::into_inner);
         for stage in self.stages.iter().filter(|stage| stage.side != self.grid) {
             let (tap, width) = (stage.taps[row], stage.side * stage.stride);
             let (low, high) = (&stage.map[tap.low * width..][..width], &stage.map[tap.high * width..][..width]);
             let out = &mut blended[stage.row..][..width];
-            // SAFETY: the CPU has `S`, and the three are equally long, a multiple of LANES.
+            // SAFETY: the caller vouches for `S`, and the three are equally long, a multiple of LANES.
             unsafe {
                 let weight = S::splat(tap.weight);
                 for at in (0..width).step_by(S::LANES) {
@@ -245,7 +248,8 @@ impl Kernel for ReadAll<'_> {
         let (grid, k) = (self.embedder.grid, self.embedder.k);
         let zero = [0.0f32; 4 * SLACK];
         for row in 0..grid {
-            let reader = self.embedder.row::<S>(0, row);
+            // SAFETY: the caller has checked the CPU.
+            let reader = unsafe { self.embedder.row::<S>(0, row) };
             for column in 0..grid {
                 let at = (row * grid + column) * k;
                 // SAFETY: a vector may run past the position's k values by less than LANES ≤ SLACK, into the next

@@ -109,7 +109,7 @@ impl Kernel for Cyclic<'_> {
         let mut sums = [0.0f32; MAX_K];
         let sums = &mut sums[..self.stride];
         // No value is fed twice: the others are zero from the start and stay so.
-        let once = self.runs.iter().map(|run| run.values.len()).sum::<usize>() <= self.k;
+        let once = self.channels <= self.k;
         for (pixel, out) in self.map.chunks_exact(self.channels).zip(self.out.chunks_exact_mut(self.stride)) {
             if once {
                 for Run { channels, values } in self.runs {

@@ -101,8 +101,8 @@ impl fmt::Display for Stages {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Mixing {
     /// Each channel feeds one of the k values, in turn around them, with a random sign, and all channels of a value
-    /// weigh the same: a product with W is one multiplication a channel instead of k. As good as [`Mixing::Dense`] on
-    /// real cells (docs/accuracy.md).
+    /// weigh the same: a product with W is one multiplication a channel instead of k. On real cells the areas
+    /// under the ROC curve are within 0.004 of those of [`Mixing::Dense`] (docs/accuracy.md).
     #[default]
     Sparse,
     /// Each channel feeds all values: the Q of a QR decomposition of a Gaussian matrix with the diagonal of R positive

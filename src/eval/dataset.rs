@@ -335,7 +335,7 @@ mod tests {
     use crate::verdict::Class;
 
     /// A folder with these files; an image's content is not looked at here.
-    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    pub(super) fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for (name, content) in files {
             let path = dir.path().join(name);

@@ -82,7 +82,8 @@ impl Field<'_> {
         let mut centred = [0.0f32; MAX_K];
         for (row, out) in self.out.chunks_exact_mut(grid).enumerate() {
             let row = self.first + row;
-            let reader = self.embedder.row::<S>(self.thread, row);
+            // SAFETY: the caller has checked the CPU.
+            let reader = unsafe { self.embedder.row::<S>(self.thread, row) };
             for (column, out) in out.iter_mut().enumerate() {
                 let position = row * grid + column;
                 // SAFETY: the statistics' lengths were checked when they were joined: `position` lies inside, and the
@@ -105,7 +106,8 @@ impl Field<'_> {
         let mut centred = [0.0f32; MAX_K];
         for (row, out) in self.out.chunks_exact_mut(grid).enumerate() {
             let row = self.first + row;
-            let reader = self.embedder.row::<S>(self.thread, row);
+            // SAFETY: the caller has checked the CPU.
+            let reader = unsafe { self.embedder.row::<S>(self.thread, row) };
             for (column, out) in out.iter_mut().enumerate() {
                 let position = row * grid + column;
                 // SAFETY: as in `in_registers`.
@@ -153,12 +155,15 @@ impl Element for Single {
 
 /// Asks for as many bytes as `vectors` vectors are read from, a KiB further on: reading the embedding out between two
 /// positions makes the processor's own prefetcher lose the thread (docs/performance.md).
+///
+/// # Safety
+/// The CPU must have `S`.
 #[inline(always)]
-fn ask_ahead<S: Simd, T>(column: *const T, vectors: usize) {
+unsafe fn ask_ahead<S: Simd, T>(column: *const T, vectors: usize) {
     const AHEAD: usize = 1024;
     const LINE: usize = 64;
     for line in 0..(vectors * S::LANES * size_of::<T>()).div_ceil(LINE) {
-        // SAFETY: any address will do.
+        // SAFETY: the caller vouches for `S`, and any address will do.
         unsafe { S::prefetch(column.cast::<u8>().wrapping_add(AHEAD + line * LINE)) };
     }
 }

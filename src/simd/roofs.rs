@@ -78,18 +78,21 @@ pub fn peak_flops(isa: Isa, workers: &Workers) -> f64 {
     (workers.count() * 2 * CHAINS * LINKS * isa.lanes()) as f64 / seconds
 }
 
-/// Bytes a second that all threads together can read from memory, each its own part of 256 MiB from front to back.
+/// Reads all of `floats`, each thread its own part from front to back, as fast as the instruction set can.
+pub fn read(floats: &[f32], isa: Isa, workers: &Workers) {
+    let threads = workers.count();
+    workers.run(&|thread| {
+        let range = floats.len() * thread / threads..floats.len() * (thread + 1) / threads;
+        black_box(isa.run(Sum(&floats[range])));
+    });
+}
+
+/// Bytes a second that all threads together can [`read`] from 256 MiB of memory.
 #[must_use]
 pub fn read_bandwidth(isa: Isa, workers: &Workers) -> f64 {
     // Ones: pages of zeros that nobody has written to are all the same page.
     let floats = vec![1.0f32; READ];
-    let threads = workers.count();
-    let seconds = shortest(5, || {
-        workers.run(&|thread| {
-            let range = floats.len() * thread / threads..floats.len() * (thread + 1) / threads;
-            black_box(isa.run(Sum(&floats[range])));
-        });
-    });
+    let seconds = shortest(5, || read(&floats, isa, workers));
     size_of_val(floats.as_slice()) as f64 / seconds
 }
 

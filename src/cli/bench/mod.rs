@@ -70,7 +70,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// The value below which a share `q` of the sorted `times` lies.
 fn quantile(sorted: &[f64], q: f64) -> f64 {
-    sorted.get(((sorted.len() as f64 * q) as usize).min(sorted.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
+    crate::verdict::quantile(sorted, q).unwrap_or(f64::NAN)
 }
 
 /// Milliseconds to a thousandth: the clock gives no more.

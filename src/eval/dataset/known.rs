@@ -90,16 +90,7 @@ pub(super) fn tell(root: &Path, items: &mut [Item], all: bool) -> Result<Vec<Pat
 #[cfg(test)]
 mod tests {
     use super::super::Dataset;
-
-    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        for (name, content) in files {
-            let path = dir.path().join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, content).unwrap();
-        }
-        dir
-    }
+    use super::super::tests::folder;
 
     fn labels(set: &Dataset) -> Vec<String> {
         set.items.iter().map(|item| item.label.map_or("none".into(), |label| label.to_string())).collect()
