@@ -130,8 +130,11 @@ proptest! {
         ] {
             prop_assert!(apart(m, s) < limit, "{} is {:e} apart", what, apart(m, s));
         }
-        for shrinkage in [Shrinkage::Absolute(0.01), Shrinkage::Relative(0.05), Shrinkage::LedoitWolf] {
-            // Of two cells, Ledoit and Wolf's λ is 0 but for rounding: the factors of a singular matrix are rounding too.
+        // Ledoit and Wolf's λ is a quotient of two small sums: what they differ by shows more in it.
+        for (shrinkage, limit) in
+            [(Shrinkage::Absolute(0.01), 1e-4), (Shrinkage::Relative(0.05), 1e-4), (Shrinkage::LedoitWolf, 2e-3)]
+        {
+            // Of two cells, that λ is 0 but for rounding: the factors of a singular matrix are rounding too.
             if shrinkage == Shrinkage::LedoitWolf && count < 4 {
                 continue;
             }
@@ -139,7 +142,7 @@ proptest! {
             let [m, s] = [merged, &single].map(|a| a.finish(shrinkage, Precision::F32, &workers).unwrap());
             for position in 0..grid * grid {
                 let far = apart(&m.view().dense(position), &s.view().dense(position));
-                prop_assert!(far < 1e-4, "{shrinkage}: factors {far:e} apart");
+                prop_assert!(far < limit, "{shrinkage}: factors {far:e} apart");
             }
         }
     }

@@ -431,8 +431,7 @@ mod tests {
         }
 
         #[test]
-        fn any_quoted_name_comes_back(name in "[a-z,\" \n\u{e9}]{1,12}") {
-            prop_assume!(name.trim() == name && !name.is_empty());
+        fn any_quoted_name_comes_back(name in "[a-z,\"\u{e9}]([a-z,\" \n\u{e9}]{0,10}[a-z,\"\u{e9}])?") {
             let text = format!("file,label\n\"{}\",A\n", name.replace('"', "\"\""));
             prop_assert_eq!(&rows(&text).unwrap()[0].file, &name);
         }

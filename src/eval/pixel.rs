@@ -15,15 +15,19 @@ const BINS: usize = 1 << BIN_BITS;
 /// The false-positive rate up to which per-region overlap is integrated (Bergmann et al. 2021).
 pub const PRO_LIMIT: f64 = 0.3;
 
-/// Gathers heatmaps and masks, one image after another; about 24 MiB whatever their number.
+/// The share that is all of a region. A pixel's share of any region of an image is rounded by less than 1e-24 of it.
+const WHOLE: u128 = 1 << 80;
+
+/// Gathers heatmaps and masks, one image after another; about 32 MiB whatever their number.
 #[derive(Clone, Debug)]
 pub struct PixelMetrics {
     /// Good pixels a bin.
     good: Vec<u64>,
     /// Defective pixels a bin.
     bad: Vec<u64>,
-    /// For each bin, Σ over regions of the share of the region that scores there.
-    overlap: Vec<f64>,
+    /// For each bin, Σ over regions of the share of the region that scores there, in units of 1/[`WHOLE`]: whole
+    /// numbers, so that the order in which images come changes nothing.
+    overlap: Vec<u128>,
     regions: usize,
     images: usize,
 }
@@ -65,7 +69,7 @@ pub struct PixelResult {
 
 impl Default for PixelMetrics {
     fn default() -> Self {
-        Self { good: vec![0; BINS], bad: vec![0; BINS], overlap: vec![0.0; BINS], regions: 0, images: 0 }
+        Self { good: vec![0; BINS], bad: vec![0; BINS], overlap: vec![0; BINS], regions: 0, images: 0 }
     }
 }
 
@@ -102,7 +106,7 @@ impl PixelMetrics {
         let regions = regions(mask, width, height);
         self.regions += regions.len();
         for region in regions {
-            let share = 1.0 / region.len() as f64;
+            let share = WHOLE / region.len() as u128;
             for pixel in region {
                 self.overlap[bin(scores[pixel])] += share;
             }
@@ -116,7 +120,7 @@ impl PixelMetrics {
         let (good, bad): (u64, u64) = (self.good.iter().sum(), self.bad.iter().sum());
         let both = good > 0 && bad > 0;
         let (mut tp, mut fp, mut twice) = (0u64, 0u64, 0u128);
-        let (mut overlap, mut area) = (0.0, 0.0);
+        let (mut overlap, mut area) = (0u128, 0.0);
         let mut curve = vec![Point { x: 0.0, y: 0.0 }];
         for index in (0..BINS).rev() {
             let (more_bad, more_good) = (self.bad[index], self.good[index]);
@@ -133,7 +137,8 @@ impl PixelMetrics {
             if before.x >= PRO_LIMIT {
                 continue;
             }
-            let mut point = Point { x: fp as f64 / good as f64, y: (overlap / self.regions as f64).min(1.0) };
+            let mut point =
+                Point { x: fp as f64 / good as f64, y: overlap as f64 / (WHOLE as f64 * self.regions as f64) };
             if point.x > PRO_LIMIT {
                 let part = (PRO_LIMIT - before.x) / (point.x - before.x);
                 point = Point { x: PRO_LIMIT, y: before.y + part * (point.y - before.y) };
@@ -262,6 +267,20 @@ mod tests {
         assert_eq!(result.regions, 2);
         assert!((result.aupro.unwrap() - 0.5).abs() < 1e-12, "{result:?}");
         assert!((result.auroc.unwrap() - 0.8).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_order_of_the_images_changes_nothing() {
+        // Regions of 1 to 9 pixels, whose shares are no binary fractions.
+        let images: Vec<(Vec<f32>, Vec<bool>)> = (1..10usize)
+            .map(|n| (0..12).map(|i| ((i * 7 + n * 5) % 11) as f32).zip((0..12).map(|i| i < n)).unzip())
+            .collect();
+        let counted = |order: &mut dyn Iterator<Item = &(Vec<f32>, Vec<bool>)>| {
+            let mut metrics = PixelMetrics::new();
+            order.for_each(|(scores, mask)| metrics.add(scores, mask, 12, 1).unwrap());
+            metrics.result()
+        };
+        assert_eq!(counted(&mut images.iter()), counted(&mut images.iter().rev()));
     }
 
     #[test]
