@@ -72,7 +72,7 @@ fn main() -> anyhow::Result<()> {
         backbone.run(&image, &mut pyramid)?;
     }
     if let Some(path) = &args.output {
-        let bytes: Vec<u8> = (0..4).flat_map(|s| pyramid.map(s)).flat_map(|x| x.to_le_bytes()).collect();
+        let bytes: Vec<u8> = (0..4).flat_map(|s| pyramid.values(s)).flat_map(|x| x.to_le_bytes()).collect();
         std::fs::write(path, bytes).with_context(|| format!("writing {}", path.display()))?;
     }
     let before = allocations();

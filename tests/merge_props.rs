@@ -48,7 +48,7 @@ fn gathered<'a>(all: impl IntoIterator<Item = &'a [Embedding]>, grid: usize, k: 
 
 fn pyramid(size: usize, rng: &mut ChaCha8Rng) -> Pyramid {
     let mut pyramid = Pyramid::new(size);
-    (0..4).for_each(|stage| pyramid.map_mut(stage).iter_mut().for_each(|x| *x = noise(rng)));
+    (0..4).for_each(|stage| pyramid.fill_with(stage, |_| noise(rng)));
     pyramid
 }
 
@@ -57,7 +57,7 @@ fn upsample_then_project(projection: &Projection, pyramid: &Pyramid, grid: usize
     let k = projection.k();
     let mut out = vec![0.0; grid * grid * k];
     for (stage, &channels) in STAGE_CHANNELS.iter().enumerate() {
-        let (side, map, w) = (pyramid.side(stage), pyramid.map(stage), projection.stage(stage));
+        let (side, w) = (pyramid.side(stage), projection.stage(stage));
         let at = |i: usize| {
             let x = ((i as f64 + 0.5) * side as f64 / grid as f64 - 0.5).clamp(0.0, (side - 1) as f64);
             let low = x.floor() as usize;
@@ -68,7 +68,7 @@ fn upsample_then_project(projection: &Projection, pyramid: &Pyramid, grid: usize
             upsampled.fill(0.0);
             for (y, wy) in at(position / grid) {
                 for (x, wx) in at(position % grid) {
-                    let pixel = &map[(y * side + x) * channels..][..channels];
+                    let pixel = &pyramid.row(stage, y)[x * channels..][..channels];
                     upsampled.iter_mut().zip(pixel).for_each(|(u, &p)| *u += wy * wx * f64::from(p));
                 }
             }

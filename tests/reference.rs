@@ -77,7 +77,7 @@ fn distances_and_scores_of_real_cells_agree_with_numpy_in_f64() {
     let mut maps = |cell: &Cell, file: &str| -> Pyramid {
         extractor.load(&cell.image).unwrap();
         let pyramid = extractor.features(Augmentation::default()).unwrap().clone();
-        write(folder, file, (0..4).flat_map(|stage| pyramid.map(stage).iter().copied()));
+        write(folder, file, (0..4).flat_map(|stage| pyramid.values(stage)));
         pyramid
     };
     let name_of = |kind: &str, index: usize| format!("{kind}{index}.f32");

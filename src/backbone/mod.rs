@@ -5,6 +5,7 @@
 
 pub mod cpu;
 pub mod onnx;
+mod pyramid;
 pub mod reference;
 pub mod weights;
 
@@ -12,6 +13,7 @@ use std::fmt;
 
 use thiserror::Error;
 
+pub use pyramid::{Pyramid, depth};
 pub use weights::ResNet18;
 
 /// Output channels of the four stages of a ResNet18.
@@ -79,71 +81,6 @@ pub enum BackboneError {
         /// The last stage that can be computed, from 1.
         built: usize,
     },
-}
-
-/// The outputs of the four stages for one image of side S: map `s` is `(S/stride)²` pixels, row by row, each with its
-/// channels next to one another (HWC), without padding. Stages that nobody wants have no map, and what comes after the
-/// last one wanted is not computed.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Pyramid {
-    size: usize,
-    maps: [Vec<f32>; 4],
-}
-
-impl Pyramid {
-    /// Buffers of all four stages for an image of side `size` (a multiple of 32).
-    #[must_use]
-    pub fn new(size: usize) -> Self {
-        Self::with_stages(size, [true; 4])
-    }
-
-    /// Buffers of the stages that are wanted; the map of another stays empty.
-    #[must_use]
-    pub fn with_stages(size: usize, wanted: [bool; 4]) -> Self {
-        let len = |s: usize| (size / STAGE_STRIDES[s]).pow(2) * STAGE_CHANNELS[s];
-        Self { size, maps: std::array::from_fn(|s| if wanted[s] { vec![0.0; len(s)] } else { Vec::new() }) }
-    }
-
-    /// Which stages it holds.
-    #[must_use]
-    pub fn stages(&self) -> [bool; 4] {
-        std::array::from_fn(|s| !self.maps[s].is_empty())
-    }
-
-    /// How many stages must be computed: up to the last one that it holds.
-    #[must_use]
-    pub fn depth(&self) -> usize {
-        depth(self.stages())
-    }
-
-    /// The image side S.
-    #[must_use]
-    pub fn size(&self) -> usize {
-        self.size
-    }
-
-    /// The side of map `stage` in pixels.
-    #[must_use]
-    pub fn side(&self, stage: usize) -> usize {
-        self.size / STAGE_STRIDES[stage]
-    }
-
-    /// Map `stage` (0 to 3): side² × channels, or nothing if the stage is not wanted.
-    #[must_use]
-    pub fn map(&self, stage: usize) -> &[f32] {
-        &self.maps[stage]
-    }
-
-    /// Map `stage` to be written.
-    pub fn map_mut(&mut self, stage: usize) -> &mut [f32] {
-        &mut self.maps[stage]
-    }
-}
-
-/// How many stages must be computed for those that are wanted: the number of the last, from 1; 0 for none.
-#[must_use]
-pub fn depth(wanted: [bool; 4]) -> usize {
-    wanted.iter().rposition(|&w| w).map_or(0, |last| last + 1)
 }
 
 /// A feature extractor that writes into the caller's buffers and says who it is.

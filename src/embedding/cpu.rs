@@ -129,11 +129,11 @@ impl Embedder {
     /// Projects every stage at its own resolution.
     ///
     /// # Panics
-    /// If the pyramid was made for another image size.
+    /// If the pyramid was made for another image size, or lacks a stage.
     pub fn project(&mut self, pyramid: &Pyramid) {
         assert_eq!(pyramid.size(), self.size, "the embedder was made for another image size");
-        for StageMap { stage, matrix, map, .. } in &mut self.stages {
-            matrix.project(pyramid.map(*stage), map, &self.workers);
+        for StageMap { stage, side, matrix, map, .. } in &mut self.stages {
+            matrix.project(*side, |y| pyramid.row(*stage, y), map, &self.workers);
         }
     }
 
@@ -282,10 +282,10 @@ mod tests {
         let mut pyramid = Pyramid::new(size);
         let mut state = 1u32;
         for stage in 0..4 {
-            for x in pyramid.map_mut(stage) {
+            pyramid.fill_with(stage, |_| {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                *x = (state >> 8) as f32 / (1 << 24) as f32 - 0.3;
-            }
+                (state >> 8) as f32 / (1 << 24) as f32 - 0.3
+            });
         }
         pyramid
     }
@@ -296,7 +296,7 @@ mod tests {
         let mut out = vec![0.0; grid * grid * k];
         for stage in 0..4 {
             let (side, channels) = (pyramid.side(stage), STAGE_CHANNELS[stage]);
-            let (map, w) = (pyramid.map(stage), projection.stage(stage));
+            let w = projection.stage(stage);
             let at = |i: usize| ((i as f64 + 0.5) * side as f64 / grid as f64 - 0.5).clamp(0.0, (side - 1) as f64);
             for row in 0..grid {
                 for column in 0..grid {
@@ -305,7 +305,7 @@ mod tests {
                     let (y1, x1) = ((y0 + 1).min(side - 1), (x0 + 1).min(side - 1));
                     let (fy, fx) = (y - y0 as f64, x - x0 as f64);
                     for c in 0..channels {
-                        let v = |y: usize, x: usize| f64::from(map[(y * side + x) * channels + c]);
+                        let v = |y: usize, x: usize| f64::from(pyramid.row(stage, y)[x * channels + c]);
                         let value = (1.0 - fy) * ((1.0 - fx) * v(y0, x0) + fx * v(y0, x1))
                             + fy * ((1.0 - fx) * v(y1, x0) + fx * v(y1, x1));
                         for j in 0..k {

@@ -60,16 +60,23 @@ impl Matrix {
         self.stride
     }
 
-    /// Multiplies each pixel of `map` (HWC) and writes the product's k values to `out`,
-    /// [`stride`](Self::stride) floats apart. `out` must be zero at first, and be used for nothing else.
-    pub(super) fn project(&self, map: &[f32], out: &mut [f32], workers: &Workers) {
+    /// Multiplies each pixel of a map of `side` rows, of which `row(y)` is one (HWC), and writes the product's k values to
+    /// `out`, [`stride`](Self::stride) floats apart. `out` must be zero at first, and be used for nothing else.
+    pub(super) fn project<'a>(
+        &self,
+        side: usize,
+        row: impl Fn(usize) -> &'a [f32] + Sync,
+        out: &mut [f32],
+        workers: &Workers,
+    ) {
         let Self { isa, channels, k, stride, .. } = *self;
-        workers.split(out, stride, &|_, first, out| {
-            let pixels = out.len() / stride;
-            let map = &map[first * channels..][..pixels * channels];
-            match &self.form {
-                Form::Dense(packed) => gemm(isa, map, channels, pixels, packed, out, stride),
-                Form::Cyclic { weights, runs } => isa.run(Cyclic { map, channels, weights, runs, out, k, stride }),
+        workers.split(out, side * stride, &|_, first, out| {
+            for (y, out) in out.chunks_exact_mut(side * stride).enumerate() {
+                let row = row(first + y);
+                match &self.form {
+                    Form::Dense(packed) => gemm(isa, row, channels, side, packed, out, stride),
+                    Form::Cyclic { weights, runs } => isa.run(Cyclic { row, channels, weights, runs, out, k, stride }),
+                }
             }
         });
     }
@@ -91,7 +98,7 @@ fn cyclic(k: usize, w: &[f32]) -> Option<(usize, Vec<f32>)> {
 }
 
 struct Cyclic<'a> {
-    map: &'a [f32],
+    row: &'a [f32],
     channels: usize,
     weights: &'a [f32],
     runs: &'a [Run],
@@ -110,7 +117,7 @@ impl Kernel for Cyclic<'_> {
         let sums = &mut sums[..self.stride];
         // No value is fed twice: the others are zero from the start and stay so.
         let once = self.channels <= self.k;
-        for (pixel, out) in self.map.chunks_exact(self.channels).zip(self.out.chunks_exact_mut(self.stride)) {
+        for (pixel, out) in self.row.chunks_exact(self.channels).zip(self.out.chunks_exact_mut(self.stride)) {
             if once {
                 for Run { channels, values } in self.runs {
                     let (x, w) = (&pixel[channels.clone()], &self.weights[channels.clone()]);

@@ -319,7 +319,7 @@ mod tests {
 
     fn fill(pyramid: &mut Pyramid, rng: &mut ChaCha8Rng) {
         for stage in 0..4 {
-            pyramid.map_mut(stage).iter_mut().for_each(|x| *x = (rng.next_u32() >> 8) as f32 / (1 << 24) as f32);
+            pyramid.fill_with(stage, |_| (rng.next_u32() >> 8) as f32 / (1 << 24) as f32);
         }
     }
 
@@ -377,7 +377,7 @@ mod tests {
             Precision::F16,
         );
         let mut pyramid = Pyramid::new(size);
-        pyramid.map_mut(0)[0] = f32::NAN;
+        pyramid.row_mut(0, 0)[0] = f32::NAN;
         for isa in Isa::available() {
             let mut embedder = Embedder::new(&projection, size, grid, isa, Arc::new(Workers::new(1)));
             embedder.project(&pyramid);

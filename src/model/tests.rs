@@ -29,7 +29,7 @@ impl Backbone for Mean {
 
     fn run(&mut self, image: &[f32], pyramid: &mut Pyramid) -> Result<(), BackboneError> {
         let mean = image.iter().sum::<f32>() / image.len() as f32;
-        (0..4).for_each(|stage| pyramid.map_mut(stage).fill(mean));
+        (0..4).for_each(|stage| pyramid.fill_with(stage, |_| mean));
         Ok(())
     }
 }

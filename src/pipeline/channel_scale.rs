@@ -24,7 +24,7 @@ impl ChannelMoments {
         for (stage, &channels) in STAGE_CHANNELS.iter().enumerate() {
             let sums = &mut moments.sum[first..first + channels];
             let squares = &mut moments.squares[first..first + channels];
-            for pixel in pyramid.map(stage).chunks_exact(channels) {
+            for pixel in pyramid.rows(stage).flat_map(|row| row.chunks_exact(channels)) {
                 for ((sum, square), &x) in sums.iter_mut().zip(squares.iter_mut()).zip(pixel) {
                     *sum += f64::from(x);
                     *square += f64::from(x) * f64::from(x);
@@ -73,10 +73,10 @@ mod tests {
     fn the_scale_is_one_over_the_deviation_and_zero_for_dead_channels() {
         let mut pyramid = Pyramid::new(64);
         for (stage, channels) in STAGE_CHANNELS.into_iter().enumerate() {
-            for (i, x) in pyramid.map_mut(stage).iter_mut().enumerate() {
+            pyramid.fill_with(stage, |i| {
                 let (pixel, channel) = (i / channels, i % channels);
-                *x = if channel == 0 { 3.0 } else { 5.0 + if pixel % 2 == 0 { 0.25 } else { -0.25 } };
-            }
+                if channel == 0 { 3.0 } else { 5.0 + if pixel % 2 == 0 { 0.25 } else { -0.25 } }
+            });
         }
         let scale = ChannelMoments::of(&pyramid).scale();
         assert_eq!(scale.len(), CHANNELS);

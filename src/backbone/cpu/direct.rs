@@ -3,8 +3,6 @@
 //! In an HWC map the inputs of one kernel row are contiguous, `kernel · channels` floats; so an output pixel is one
 //! row of a matrix product whose left-hand side is read in place, in `kernel` segments a row of the map apart.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use half::f16;
 
 use crate::backbone::weights::Conv;
@@ -13,6 +11,7 @@ use crate::simd::{Isa, Kernel, Simd};
 use super::gemm::{Number, PackedMatrix, RowKernel, accumulate, in_row_groups};
 use super::memory::Memory;
 use super::network::Ends;
+use super::share::Share;
 
 /// The largest kernel side.
 const MAX_KERNEL: usize = 3;
@@ -80,13 +79,13 @@ impl Direct {
         }
     }
 
-    /// Takes items from `next` until none is left.
+    /// Does the items that `thread` gets of `share`.
     ///
     /// # Safety
     /// `memory` must be the arena in which the tensors of `ends` lie, of this convolution's shapes, and nobody but
-    /// callers of this with the same `next` may use the output meanwhile.
-    pub(super) unsafe fn run(&self, isa: Isa, memory: Memory, ends: &Ends, bias: &[f32], next: &AtomicUsize) {
-        isa.run(DirectKernel { conv: self, memory, ends, bias, next });
+    /// callers of this with the same `share` may use the output meanwhile.
+    pub(super) unsafe fn run(&self, isa: Isa, memory: Memory, ends: &Ends, bias: &[f32], share: &Share, thread: usize) {
+        isa.run(DirectKernel { conv: self, memory, ends, bias, share, thread });
     }
 }
 
@@ -95,7 +94,8 @@ struct DirectKernel<'a> {
     memory: Memory,
     ends: &'a Ends,
     bias: &'a [f32],
-    next: &'a AtomicUsize,
+    share: &'a Share,
+    thread: usize,
 }
 
 impl Kernel for DirectKernel<'_> {
@@ -116,16 +116,12 @@ impl Kernel for DirectKernel<'_> {
 impl DirectKernel<'_> {
     #[inline(always)]
     unsafe fn items<S: Simd, T: Number>(&self, weights: &PackedMatrix<T>) {
-        let Self { memory, ends, bias, next, conv: Direct { kernel, stride, .. } } = *self;
+        let Self { memory, ends, bias, share, thread, conv: Direct { kernel, stride, .. } } = *self;
         let panels = weights.panels();
         // Items are blocks of pixels × panels.
         let items = ends.output.pixels().div_ceil(BLOCK) * panels;
         let segments: [usize; MAX_KERNEL] = std::array::from_fn(|row| row * ends.input.row_stride());
-        loop {
-            let item = next.fetch_add(1, Ordering::Relaxed);
-            if item >= items {
-                return;
-            }
+        while let Some(item) = share.take(thread, items) {
             let (block, panel) = (item / panels, item % panels);
             let rows = DirectRows {
                 memory,

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::backbone::Pyramid;
+
 /// One cache line. Vectors that start on one never straddle two.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -16,46 +18,52 @@ pub(super) const LINE: usize = 16;
 const HUGE: usize = 2 << 20;
 
 /// A fixed number of floats, zero at first, on a cache-line boundary.
-pub(super) struct Aligned {
+pub(in crate::backbone) struct Aligned {
     store: Store,
     len: usize,
 }
 
 enum Store {
     Lines(Vec<Line>),
+    /// Of which the floats start at a huge page.
     #[cfg(target_os = "linux")]
-    Pages(memmap2::MmapMut),
+    Pages {
+        pages: memmap2::MmapMut,
+        start: usize,
+    },
 }
 
 impl Aligned {
-    pub(super) fn zeros(len: usize) -> Self {
+    pub(in crate::backbone) fn zeros(len: usize) -> Self {
         #[cfg(target_os = "linux")]
         if len * size_of::<f32>() >= HUGE
-            && let Ok(pages) = memmap2::MmapMut::map_anon(len * size_of::<f32>())
+            && let Ok(pages) = memmap2::MmapMut::map_anon(len * size_of::<f32>() + HUGE)
         {
-            // Only a hint: a kernel without huge pages refuses it, and nothing is lost.
+            // Only a hint: a kernel without huge pages refuses it, and nothing is lost. What is never touched, before the
+            // start too, takes no memory.
             let _ = pages.advise(memmap2::Advice::HugePage);
-            return Self { store: Store::Pages(pages), len };
+            let start = pages.as_ptr().align_offset(HUGE);
+            return Self { store: Store::Pages { pages, start }, len };
         }
         Self { store: Store::Lines(vec![Line([0.0; LINE]); len.div_ceil(LINE)]), len }
     }
 
-    pub(super) fn as_slice(&self) -> &[f32] {
+    pub(in crate::backbone) fn as_slice(&self) -> &[f32] {
         let start = match &self.store {
             Store::Lines(lines) => lines.as_ptr().cast(),
             #[cfg(target_os = "linux")]
-            Store::Pages(pages) => pages.as_ptr().cast(),
+            Store::Pages { pages, start } => pages[*start..].as_ptr().cast(),
         };
         // SAFETY: a `Line` is LINE floats without padding and a page is aligned to more than a line; both stores were
         // made for at least `len` floats, zeros at first.
         unsafe { std::slice::from_raw_parts(start, self.len) }
     }
 
-    pub(super) fn as_mut_slice(&mut self) -> &mut [f32] {
+    pub(in crate::backbone) fn as_mut_slice(&mut self) -> &mut [f32] {
         let start = match &mut self.store {
             Store::Lines(lines) => lines.as_mut_ptr().cast(),
             #[cfg(target_os = "linux")]
-            Store::Pages(pages) => pages.as_mut_ptr().cast(),
+            Store::Pages { pages, start } => pages[*start..].as_mut_ptr().cast(),
         };
         // SAFETY: as in `as_slice`; the borrow is unique.
         unsafe { std::slice::from_raw_parts_mut(start, self.len) }
@@ -76,9 +84,9 @@ impl fmt::Debug for Aligned {
     }
 }
 
-/// Hands out places in an arena that does not exist yet; once all are known, [`Layout::allocate`] makes it.
+/// Hands out places in an area that does not exist yet; once all are known, [`Layout::allocate`] makes it.
 #[derive(Debug, Default)]
-pub(super) struct Layout {
+pub(in crate::backbone) struct Layout {
     len: usize,
 }
 
@@ -90,47 +98,87 @@ impl Layout {
         offset
     }
 
-    /// The arena: zeros.
-    pub(super) fn allocate(self) -> Aligned {
+    /// The area: zeros.
+    pub(in crate::backbone) fn allocate(self) -> Aligned {
         Aligned::zeros(self.len)
     }
 }
 
-/// The start of memory that the threads of one step share: the arena, or a map of the caller's pyramid.
-#[derive(Clone, Copy)]
-pub(super) struct Memory(*mut f32);
+/// What memory a float lies in.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::backbone) enum Area {
+    /// The engine's own.
+    Arena,
+    /// The caller's pyramid.
+    Pyramid,
+}
 
-// SAFETY: a bare address. Each use says which part it touches, and that no two threads write the same.
+/// The place of a float in [`Memory`].
+#[derive(Clone, Copy, Debug)]
+pub(in crate::backbone) struct Place {
+    area: Area,
+    /// Floats from the start of the area.
+    pub(in crate::backbone) offset: usize,
+}
+
+impl Place {
+    /// At `offset` in the arena.
+    pub(super) fn arena(offset: usize) -> Self {
+        Self { area: Area::Arena, offset }
+    }
+}
+
+impl std::ops::Add<usize> for Place {
+    type Output = Self;
+
+    #[inline(always)]
+    fn add(self, floats: usize) -> Self {
+        Self { offset: self.offset + floats, ..self }
+    }
+}
+
+/// The memory that the threads of one step share: where each area starts.
+#[derive(Clone, Copy)]
+pub(super) struct Memory {
+    arena: *mut f32,
+    pyramid: *mut f32,
+}
+
+// SAFETY: bare addresses. Each use says which part it touches, and that no two threads write the same.
 unsafe impl Send for Memory {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    pub(super) fn new(floats: &mut [f32]) -> Self {
-        Self(floats.as_mut_ptr())
+    pub(super) fn new(arena: &mut [f32], pyramid: &mut Pyramid) -> Self {
+        Self { arena: arena.as_mut_ptr(), pyramid: pyramid.memory().as_mut_ptr() }
     }
 
-    /// The address of the float at `offset`.
+    /// The address of the float at `place`.
     ///
     /// # Safety
-    /// `offset` must lie inside the memory.
+    /// `place` must lie inside the memory.
     #[inline(always)]
-    pub(super) unsafe fn at(self, offset: usize) -> *mut f32 {
+    pub(super) unsafe fn at(self, place: Place) -> *mut f32 {
+        let start = match place.area {
+            Area::Arena => self.arena,
+            Area::Pyramid => self.pyramid,
+        };
         // SAFETY: as the caller promised.
-        unsafe { self.0.add(offset) }
+        unsafe { start.add(place.offset) }
     }
 }
 
-/// A square map in the arena, HWC, with a border of zeros: `pad` pixels before, and behind at least `pad` more than
+/// A square map in one of the areas, HWC, with a border of zeros: `pad` pixels before, and behind at least `pad` more than
 /// the side rounded up to whole tiles of [`TILE`] pixels, so that nobody has to treat the edge apart. The border is
 /// never written.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Tensor {
-    offset: usize,
+pub(in crate::backbone) struct Tensor {
+    start: Place,
     /// Pixels in each direction.
-    pub(super) side: usize,
+    pub(in crate::backbone) side: usize,
     /// Floats of a pixel.
-    pub(super) channels: usize,
+    pub(in crate::backbone) channels: usize,
     /// Pixels of border before the first.
     pub(super) pad: usize,
     /// Pixels of a row, border and all.
@@ -141,9 +189,9 @@ pub(super) struct Tensor {
 pub(super) const TILE: usize = 8;
 
 impl Tensor {
-    pub(super) fn new(layout: &mut Layout, side: usize, channels: usize, pad: usize) -> Self {
+    pub(in crate::backbone) fn new(layout: &mut Layout, area: Area, side: usize, channels: usize, pad: usize) -> Self {
         let row = side.next_multiple_of(TILE) + 2 * pad;
-        Self { offset: layout.reserve(row * row * channels), side, channels, pad, row }
+        Self { start: Place { area, offset: layout.reserve(row * row * channels) }, side, channels, pad, row }
     }
 
     /// Pixels in all.
@@ -162,16 +210,16 @@ impl Tensor {
         self.row * self.channels
     }
 
-    /// The arena offset of pixel (`y`, `x`), counted from the corner of the border.
+    /// The place of pixel (`y`, `x`), counted from the corner of the border.
     #[inline(always)]
-    pub(super) fn bordered(&self, y: usize, x: usize) -> usize {
+    pub(super) fn bordered(&self, y: usize, x: usize) -> Place {
         debug_assert!(y < self.row && x < self.row);
-        self.offset + (y * self.row + x) * self.channels
+        self.start + (y * self.row + x) * self.channels
     }
 
-    /// The arena offset of pixel (`y`, `x`) of the map itself.
+    /// The place of pixel (`y`, `x`) of the map itself.
     #[inline(always)]
-    pub(super) fn pixel(&self, y: usize, x: usize) -> usize {
+    pub(in crate::backbone) fn pixel(&self, y: usize, x: usize) -> Place {
         self.bordered(y + self.pad, x + self.pad)
     }
 }

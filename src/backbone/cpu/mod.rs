@@ -8,16 +8,18 @@
 //! - `stem`: conv1 and the maximum after it;
 //! - `direct`: other convolutions as products read in place;
 //! - `winograd`: 3×3 convolutions at a quarter of the multiplications, with stride 2 at nine sixteenths;
-//! - `network`: the steps, their buffers, and how threads share them.
+//! - `network`: the steps and their buffers;
+//! - `share`: who does which item of a step.
 //!
-//! The threads meet once a step ([`Workers::run`]) and take items of work from a counter in between, so a thread that
-//! loses its core delays the others by one item at most. Which thread takes an item changes nothing in its result:
+//! The threads meet once a step ([`Workers::run`]) and take items of work in between, so a thread that loses its core
+//! delays the others by one item at most. Which thread takes an item changes nothing in its result:
 //! outputs are the same to the bit for any number of threads.
 
 mod direct;
 pub(crate) mod gemm;
-mod memory;
+pub(in crate::backbone) mod memory;
 mod network;
+mod share;
 mod stem;
 mod winograd;
 

@@ -1,18 +1,18 @@
 //! The network as a list of steps over one arena, and how the threads share a step.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::backbone::weights::Conv;
-use crate::backbone::{Pyramid, ResNet18, STAGE_CHANNELS, STAGE_STRIDES};
+use crate::backbone::{Pyramid, ResNet18};
 use crate::simd::{Isa, Simd};
 use crate::workers::Workers;
 
 use super::Options;
 use super::direct::{self, Direct};
-use super::memory::{Aligned, LINE, Layout, Memory, Tensor};
+use super::memory::{Aligned, Area, LINE, Layout, Memory, Tensor};
+use super::share::Share;
 use super::stem::Stem;
-use super::winograd::{Share, Tile, Winograd};
+use super::winograd::{Tile, Winograd};
 
 /// Where a convolution reads and writes, and what happens to each sum on its way out.
 #[derive(Clone, Copy, Debug)]
@@ -70,12 +70,11 @@ struct Layer {
 /// What a step does, for profiles.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StepInfo {
-    /// The convolution's name in torchvision's ResNet18, or `output` for a map that is copied out. `conv1` includes the
-    /// maximum after it.
+    /// The convolution's name in torchvision's ResNet18. `conv1` includes the maximum after it.
     pub name: String,
     /// How it is computed.
     pub algorithm: &'static str,
-    /// Multiply-adds of the convolution as it is defined; 0 where there are none to speak of.
+    /// Multiply-adds of the convolution as it is defined.
     pub multiply_adds: u64,
     /// Multiply-adds that the algorithm does in its products (Winograd: fewer, but transforms come on top).
     pub performed: u64,
@@ -87,6 +86,8 @@ pub struct StepInfo {
 
 #[derive(Debug)]
 struct Step {
+    /// Stages that are wanted if this step is: at least so many.
+    depth: usize,
     info: StepInfo,
     work: Work,
 }
@@ -100,11 +101,6 @@ enum Work {
         bias: Vec<f32>,
         input: Tensor,
         output: Tensor,
-    },
-    /// The map is the output of `stage`: copy it to the caller's pyramid.
-    Output {
-        stage: usize,
-        map: Tensor,
     },
 }
 
@@ -123,7 +119,8 @@ pub(super) struct Network {
 }
 
 /// Buffers are shared as far as a residual block allows: each stage has `kept`, the map that the shortcut passes by
-/// and to which the second convolution adds, and `inner`, between the two convolutions.
+/// and to which the second convolution adds, and `inner`, between the two convolutions. What `kept` holds in the end is
+/// the stage's output, so it lies in the caller's pyramid from the start.
 impl Network {
     pub(super) fn new(net: &ResNet18, size: usize, options: Options, isa: Isa, threads: usize) -> Self {
         let Options { method, depth } = options;
@@ -132,15 +129,15 @@ impl Network {
         let mut convs = net.convs().iter();
         let mut next = || convs.next().expect("ResNet18 has checked that every convolution is there");
 
-        let input = Tensor::new(&mut layout, size, 1, 3);
-        let mut before = Tensor::new(&mut layout, size / 4, STAGE_CHANNELS[0], 1);
+        let input = Tensor::new(&mut layout, Area::Arena, size, 1, 3);
+        let maps = Pyramid::place(&mut Layout::default(), size, depth);
+        let mut before = maps[0];
         steps.push(Step::stem(next(), input, before, isa));
-        let mut convolution =
-            |input, output, add, relu| Step::convolution(next(), Ends { input, output, add, relu }, method, isa);
-        for stage in 0..depth {
-            let (side, channels) = (size / STAGE_STRIDES[stage], STAGE_CHANNELS[stage]);
-            let inner = Tensor::new(&mut layout, side, channels, 1);
-            let kept = if stage == 0 { before } else { Tensor::new(&mut layout, side, channels, 1) };
+        for (stage, &kept) in maps[..depth].iter().enumerate() {
+            let mut convolution = |input, output, add, relu| {
+                Step::convolution(next(), stage + 1, Ends { input, output, add, relu }, method, isa)
+            };
+            let inner = Tensor::new(&mut layout, Area::Arena, kept.side, kept.channels, 1);
             let first = convolution(before, inner, false, true);
             let second = convolution(inner, kept, true, true);
             steps.push(first);
@@ -151,7 +148,6 @@ impl Network {
             steps.push(second);
             steps.push(convolution(kept, inner, false, true));
             steps.push(convolution(inner, kept, true, true));
-            steps.push(Step::output(stage, kept));
             before = kept;
         }
         let scratch = steps.iter().map(Step::scratch).max().unwrap_or(0).next_multiple_of(LINE);
@@ -179,26 +175,26 @@ impl Network {
         workers: &Workers,
         mut observe: impl FnMut(&StepInfo),
     ) {
-        let memory = Memory::new(self.arena.as_mut_slice());
+        let depth = pyramid.depth();
+        let memory = Memory::new(self.arena.as_mut_slice(), pyramid);
         for (y, row) in image.chunks_exact(self.input.side).enumerate() {
             // SAFETY: row `y` of the input lies in the arena, which nobody else uses.
             unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), memory.at(self.input.pixel(y, 0)), row.len()) };
         }
         let isa = self.isa;
-        let (wanted, depth) = (pyramid.stages(), pyramid.depth());
-        for Step { info, work } in self.steps.iter() {
-            let next = AtomicUsize::new(0);
+        for Step { info, work, .. } in self.steps.iter().take_while(|step| step.depth <= depth) {
+            let share = Share::new(workers.count());
             match work {
                 Work::Convolution(Layer { algorithm, bias, ends }) => {
-                    let share = Share { next: &next, threads: workers.count() };
                     let (scratch, each) = self.scratch;
                     workers.run(&|thread| {
-                        // SAFETY: tensors and scratch lie in this arena, which only this step's threads use now.
+                        // SAFETY: tensors and scratch lie in this memory, which only this step's threads use now.
                         unsafe {
                             match algorithm {
-                                Algorithm::Direct(conv) => conv.run(isa, memory, ends, bias, &next),
+                                Algorithm::Direct(conv) => conv.run(isa, memory, ends, bias, &share, thread),
                                 Algorithm::Winograd(conv) => {
-                                    conv.run(isa, memory, ends, bias, share, scratch + thread * each);
+                                    let scratch = scratch + thread * each;
+                                    conv.run(isa, memory, ends, bias, &share, thread, scratch);
                                 }
                             }
                         }
@@ -208,37 +204,13 @@ impl Network {
                     let (scratch, each) = self.scratch;
                     workers.run(&|thread| {
                         let scratch = scratch + thread * each;
-                        // SAFETY: tensors and scratch lie in this arena, which only this step's threads use now.
-                        unsafe { conv.run(isa, memory, input, output, bias, &next, scratch) };
+                        // SAFETY: tensors and scratch lie in this memory, which only this step's threads use now.
+                        unsafe { conv.run(isa, memory, input, output, bias, &share, thread, scratch) };
                     });
-                }
-                Work::Output { stage, map } => {
-                    if wanted[*stage] {
-                        let out = Memory::new(pyramid.map_mut(*stage));
-                        workers.run(&|_| copy_out(memory, map, out, &next));
-                        observe(info);
-                    }
-                    if stage + 1 >= depth {
-                        return;
-                    }
-                    continue;
                 }
             }
             observe(info);
         }
-    }
-}
-
-/// Copies rows of `map`, taken from `next`, to `out` without their border.
-fn copy_out(memory: Memory, map: &Tensor, out: Memory, next: &AtomicUsize) {
-    let len = map.side * map.channels;
-    loop {
-        let y = next.fetch_add(1, Ordering::Relaxed);
-        if y >= map.side {
-            return;
-        }
-        // SAFETY: row `y` of either is `len` floats; nobody writes to the map now, and row `y` of `out` is this thread's.
-        unsafe { std::ptr::copy_nonoverlapping(memory.at(map.pixel(y, 0)), out.at(y * len), len) };
     }
 }
 
@@ -287,7 +259,7 @@ impl Choice {
 const MANY_TILES: usize = 12;
 
 impl Step {
-    fn convolution(conv: &Conv, ends: Ends, method: Method, isa: Isa) -> Self {
+    fn convolution(conv: &Conv, depth: usize, ends: Ends, method: Method, isa: Isa) -> Self {
         let pixels = ends.output.pixels();
         let algorithm = match Choice::new(method, conv, ends.output.side) {
             Choice::Direct => Algorithm::Direct(Direct::new(conv, pixels, isa)),
@@ -307,7 +279,7 @@ impl Step {
             // The output is read too where something is added to it.
             map_bytes: ends.input.bytes() + ends.output.bytes() * if ends.add { 2 } else { 1 },
         };
-        Self { info, work: Work::Convolution(Layer { algorithm, bias: conv.bias.clone(), ends }) }
+        Self { depth, info, work: Work::Convolution(Layer { algorithm, bias: conv.bias.clone(), ends }) }
     }
 
     fn stem(conv: &Conv, input: Tensor, output: Tensor, isa: Isa) -> Self {
@@ -321,19 +293,7 @@ impl Step {
             weight_bytes: stem.weight_bytes() as u64,
             map_bytes: input.bytes() + output.bytes(),
         };
-        Self { info, work: Work::Stem { conv: stem, bias: conv.bias.clone(), input, output } }
-    }
-
-    fn output(stage: usize, map: Tensor) -> Self {
-        let info = StepInfo {
-            name: "output".into(),
-            algorithm: "copy",
-            multiply_adds: 0,
-            performed: 0,
-            weight_bytes: 0,
-            map_bytes: 2 * map.bytes(),
-        };
-        Self { info, work: Work::Output { stage, map } }
+        Self { depth: 1, info, work: Work::Stem { conv: stem, bias: conv.bias.clone(), input, output } }
     }
 
     /// Floats of scratch that each thread needs.
@@ -341,7 +301,7 @@ impl Step {
         match &self.work {
             Work::Convolution(Layer { algorithm: Algorithm::Winograd(conv), .. }) => conv.scratch(),
             Work::Stem { conv, output, .. } => conv.scratch(output.side),
-            _ => 0,
+            Work::Convolution(_) => 0,
         }
     }
 }

@@ -4,15 +4,14 @@
 //! thread makes a band of its rows, a few hundred kB that stay in the second cache level, and takes the maximum from
 //! there. The row that two bands share is kept if the same thread goes on, else made again.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use half::f16;
 
 use crate::backbone::weights::Conv;
 use crate::simd::{Isa, Kernel, Simd};
 
 use super::gemm::{Number, PackedMatrix, RowKernel, accumulate, in_row_groups};
-use super::memory::{Memory, Tensor};
+use super::memory::{Memory, Place, Tensor};
+use super::share::Share;
 
 /// conv1's kernel side.
 const KERNEL: usize = 7;
@@ -81,11 +80,11 @@ impl Stem {
         ROWS * self.row(2 * side)
     }
 
-    /// Takes bands from `next` until none is left. `scratch` is the offset of this thread's own scratch.
+    /// Makes the bands that `thread` gets of `share`. `scratch` is the offset of this thread's own scratch.
     ///
     /// # Safety
     /// `memory` must be the arena in which both tensors and the scratch lie, the output of half the stride's side and
-    /// with this convolution's channels; nobody but callers of this with the same `next` may use the output meanwhile,
+    /// with this convolution's channels; nobody but callers of this with the same `share` may use the output meanwhile,
     /// and nobody else the scratch.
     #[allow(clippy::too_many_arguments)]
     pub(super) unsafe fn run(
@@ -95,12 +94,13 @@ impl Stem {
         input: &Tensor,
         output: &Tensor,
         bias: &[f32],
-        next: &AtomicUsize,
+        share: &Share,
+        thread: usize,
         scratch: usize,
     ) {
         // SAFETY: the scratch lies in the arena.
-        let rows = unsafe { memory.at(scratch) };
-        isa.run(StemKernel { conv: self, memory, input, output, bias, next, rows });
+        let rows = unsafe { memory.at(Place::arena(scratch)) };
+        isa.run(StemKernel { conv: self, memory, input, output, bias, share, thread, rows });
     }
 }
 
@@ -110,7 +110,8 @@ struct StemKernel<'a> {
     input: &'a Tensor,
     output: &'a Tensor,
     bias: &'a [f32],
-    next: &'a AtomicUsize,
+    share: &'a Share,
+    thread: usize,
     /// Sums of conv1, without bias: `ROWS` rows with their border.
     rows: *mut f32,
 }
@@ -127,11 +128,7 @@ impl Kernel for StemKernel<'_> {
             for slot in 0..ROWS {
                 std::slice::from_raw_parts_mut(self.rows.add(slot * row), channels).fill(LOWEST);
             }
-            loop {
-                let band = self.next.fetch_add(1, Ordering::Relaxed);
-                if band * BAND >= self.output.side {
-                    return;
-                }
+            while let Some(band) = self.share.take(self.thread, self.output.side.div_ceil(BAND)) {
                 // Slot 0 is the row above the band's own.
                 if band == 0 {
                     std::slice::from_raw_parts_mut(self.rows, row).fill(LOWEST);
@@ -216,8 +213,9 @@ impl StemKernel<'_> {
                     (S::max(S::max(v[0], v[1]), v[2]), broken)
                 };
                 let mut left: [_; N] = std::array::from_fn(|n| column(0, n));
+                let first = self.memory.at(self.output.pixel(y, 0) + c);
                 for x in 0..self.output.side {
-                    let out = self.memory.at(self.output.pixel(y, x) + c);
+                    let out = first.add(x * channels);
                     for n in 0..N {
                         let (middle, right) = (column(2 * x + 1, n), column(2 * x + 2, n));
                         let all = S::max(S::max(left[n].0, middle.0), right.0);

@@ -7,7 +7,6 @@
 //! products are transformed back, with bias, shortcut and ReLU on the way out.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::f16;
 
@@ -15,8 +14,9 @@ use crate::backbone::weights::Conv;
 use crate::simd::{Isa, Kernel, Simd};
 
 use super::gemm::{GemmRows, Number, PackedMatrix, in_row_groups, panel_width};
-use super::memory::{LINE, Memory};
+use super::memory::{LINE, Memory, Place};
 use super::network::Ends;
+use super::share::Share;
 
 /// Output channels that are taken at a time: the product of a block's tiles stays in cache until it is transformed back.
 const GROUP: usize = 64;
@@ -164,34 +164,27 @@ impl Winograd {
         self.tile.points() * (self.input_point() + self.product_point())
     }
 
-    /// Takes items from `next` until none is left. `scratch` is the offset of this thread's own scratch.
+    /// Does the items that `thread` gets of `share`. `scratch` is the offset of this thread's own scratch.
     ///
     /// # Safety
     /// `memory` must be the arena in which the tensors of `ends` lie, of this convolution's shapes, and the scratch;
-    /// nobody but callers of this with the same `next` may use the output meanwhile, and nobody else the scratch.
+    /// nobody but callers of this with the same `share` may use the output meanwhile, and nobody else the scratch.
+    #[allow(clippy::too_many_arguments)]
     pub(super) unsafe fn run(
         &self,
         isa: Isa,
         memory: Memory,
         ends: &Ends,
         bias: &[f32],
-        share: Share<'_>,
+        share: &Share,
+        thread: usize,
         scratch: usize,
     ) {
         // SAFETY: the scratch lies in the arena.
-        let transformed = unsafe { memory.at(scratch) };
+        let transformed = unsafe { memory.at(Place::arena(scratch)) };
         let product = transformed.wrapping_add(self.tile.points() * self.input_point());
-        isa.run(WinogradKernel { conv: self, memory, ends, bias, share, transformed, product });
+        isa.run(WinogradKernel { conv: self, memory, ends, bias, share, thread, transformed, product });
     }
-}
-
-/// How the threads share a step.
-#[derive(Clone, Copy)]
-pub(super) struct Share<'a> {
-    /// The next item of work.
-    pub(super) next: &'a AtomicUsize,
-    /// How many take items.
-    pub(super) threads: usize,
 }
 
 struct WinogradKernel<'a> {
@@ -199,7 +192,8 @@ struct WinogradKernel<'a> {
     memory: Memory,
     ends: &'a Ends,
     bias: &'a [f32],
-    share: Share<'a>,
+    share: &'a Share,
+    thread: usize,
     transformed: *mut f32,
     product: *mut f32,
 }
@@ -230,14 +224,10 @@ impl WinogradKernel<'_> {
         let groups = conv.outputs / GROUP;
         // With few blocks an item is one group of channels of a block, and each thread transforms the block's input
         // for itself: in the deep layers that have few tiles, that is little beside the products.
-        let groups_per_item = if blocks >= 2 * self.share.threads { groups } else { 1 };
+        let groups_per_item = if blocks >= 2 * self.share.threads() { groups } else { 1 };
         let items_per_block = groups / groups_per_item;
         let mut ready = usize::MAX;
-        loop {
-            let item = self.share.next.fetch_add(1, Ordering::Relaxed);
-            if item >= blocks * items_per_block {
-                return;
-            }
+        while let Some(item) = self.share.take(self.thread, blocks * items_per_block) {
             let block = item / items_per_block;
             let first = block * conv.block;
             let count = conv.block.min(tiles - first);
