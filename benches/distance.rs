@@ -95,9 +95,9 @@ fn main() {
                 read_memory(&elsewhere, isa, &workers);
                 backbone.run(&image, &mut pyramid).expect("the sizes fit");
                 let clock = Instant::now();
-                embedder.project(&pyramid);
+                let cell = embedder.project(&pyramid);
                 let projected = clock.elapsed();
-                mahalanobis(&statistics, embedder, &mut heat);
+                mahalanobis(&statistics, cell, &mut heat);
                 let measured = clock.elapsed();
                 analyser.smooth(&mut heat);
                 black_box(analyser.scores(&heat).expect("finite distances"));

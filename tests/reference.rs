@@ -102,8 +102,7 @@ fn distances_and_scores_of_real_cells_agree_with_numpy_in_f64() {
         let mut embedder = Embedder::new(&projection, size, grid, Isa::detect(), Arc::clone(&workers));
         for (index, pyramid) in first.iter().enumerate() {
             let mut embedding = Embedding::new(grid, k);
-            embedder.project(pyramid);
-            embedder.read_into(&mut embedding);
+            embedder.project(pyramid).read_into(&mut embedding);
             write(folder, &format!("{name}-embedding{index}.f32"), embedding.values().iter().copied());
         }
         // The fit as `cellgate fit` does it, from the image files.
@@ -126,8 +125,7 @@ fn distances_and_scores_of_real_cells_agree_with_numpy_in_f64() {
             }
             for (index, pyramid) in pyramids.iter().enumerate() {
                 let mut heat = vec![0.0; grid * grid];
-                embedder.project(pyramid);
-                mahalanobis(&view, &embedder, &mut heat);
+                mahalanobis(&view, embedder.project(pyramid), &mut heat);
                 let file = |what: &str| format!("{name}-{precision:?}-{what}{index}.f32");
                 write(folder, &file("distance"), heat.iter().copied());
                 analyser.smooth(&mut heat);

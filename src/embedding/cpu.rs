@@ -7,7 +7,7 @@ use crate::simd::{Isa, Kernel, Simd};
 use crate::workers::Workers;
 
 use super::Projection;
-use super::matrix::Matrix;
+use super::matrix::{Matrix, cyclic};
 
 /// Floats past the end of a buffer that a vector of the widest instruction set may touch.
 pub(crate) const SLACK: usize = 16;
@@ -52,10 +52,30 @@ pub struct Embedder {
     size: usize,
     grid: usize,
     k: usize,
+    plain: Option<Plain>,
     stages: Vec<StageMap>,
     workers: Arc<Workers>,
-    /// For each worker, the blended rows of a grid row: see [`Embedder::row`].
+    /// For each worker, the blended rows of a grid row: see [`Projected::row`].
     rows: Vec<Mutex<Vec<f32>>>,
+}
+
+/// A stage that is read from the pyramid itself: its map has the grid's size, and its channels feed as many values in the
+/// same order from the first on (a sparse W's first stage). Value c is channel c times its weight, so a projected map
+/// would only be a larger copy.
+#[derive(Debug)]
+struct Plain {
+    stage: usize,
+    /// One for each channel; a multiple of [`SLACK`].
+    weights: Vec<f32>,
+}
+
+impl Plain {
+    fn new(stage: usize, side: usize, grid: usize, k: usize, w: &[f32]) -> Option<Self> {
+        let channels = STAGE_CHANNELS[stage];
+        let (first, weights) = cyclic(k, w)?;
+        (side == grid && first == 0 && channels <= k && channels.is_multiple_of(SLACK))
+            .then_some(Self { stage, weights })
+    }
 }
 
 /// One stage: its part of W, and its projected map of `side²` pixels, `stride` floats apart (k rounded up to whole
@@ -86,8 +106,11 @@ impl Embedder {
     pub fn new(projection: &Projection, size: usize, grid: usize, isa: Isa, workers: Arc<Workers>) -> Self {
         let k = projection.k();
         let mut row = 0;
-        let stages = (0..4)
+        let plain = (0..4)
             .filter(|&stage| projection.uses(stage))
+            .find_map(|stage| Plain::new(stage, size / STAGE_STRIDES[stage], grid, k, projection.stage(stage)));
+        let stages = (0..4)
+            .filter(|&stage| projection.uses(stage) && plain.as_ref().is_none_or(|plain| plain.stage != stage))
             .map(|stage| {
                 let side = size / STAGE_STRIDES[stage];
                 let matrix = Matrix::new(isa, STAGE_CHANNELS[stage], k, projection.stage(stage));
@@ -99,7 +122,7 @@ impl Embedder {
             })
             .collect();
         let rows = (0..workers.count()).map(|_| Mutex::new(vec![0.0; row])).collect();
-        Self { isa, size, grid, k, stages, workers, rows }
+        Self { isa, size, grid, k, plain, stages, workers, rows }
     }
 
     /// Side of the field.
@@ -126,24 +149,52 @@ impl Embedder {
         &self.workers
     }
 
-    /// Projects every stage at its own resolution.
+    /// Projects every stage at its own resolution; what comes is read with the pyramid at hand, which may not change
+    /// meanwhile.
     ///
     /// # Panics
     /// If the pyramid was made for another image size, or lacks a stage.
-    pub fn project(&mut self, pyramid: &Pyramid) {
+    pub fn project<'a>(&'a mut self, pyramid: &'a Pyramid) -> Projected<'a> {
         assert_eq!(pyramid.size(), self.size, "the embedder was made for another image size");
         for StageMap { stage, side, matrix, map, .. } in &mut self.stages {
             matrix.project(*side, |y| pyramid.row(*stage, y), map, &self.workers);
         }
+        self.projected(pyramid)
     }
 
-    /// Reads the projected maps out on the whole grid.
+    /// What [`project`](Self::project) gave last, of the same pyramid.
+    ///
+    /// # Panics
+    /// As [`project`](Self::project).
+    #[must_use]
+    pub fn projected<'a>(&'a self, pyramid: &'a Pyramid) -> Projected<'a> {
+        assert_eq!(pyramid.size(), self.size, "the embedder was made for another image size");
+        Projected { embedder: self, pyramid }
+    }
+}
+
+/// A projected cell, which can be read on the grid.
+#[derive(Clone, Copy)]
+pub struct Projected<'a> {
+    embedder: &'a Embedder,
+    pyramid: &'a Pyramid,
+}
+
+impl<'a> Projected<'a> {
+    /// Who projected it.
+    #[must_use]
+    pub fn embedder(&self) -> &'a Embedder {
+        self.embedder
+    }
+
+    /// Reads it out on the whole grid.
     ///
     /// # Panics
     /// If `out` was made for another grid or k.
     pub fn read_into(&self, out: &mut Embedding) {
-        assert_eq!((out.grid, out.k), (self.grid, self.k), "the embedding was made for another grid or k");
-        self.isa.run(ReadAll { embedder: self, out: &mut out.values });
+        let Embedder { isa, grid, k, .. } = *self.embedder;
+        assert_eq!((out.grid, out.k), (grid, k), "the embedding was made for another grid or k");
+        isa.run(ReadAll { projected: *self, out: &mut out.values });
     }
 
     /// Makes ready to read grid row `row` on worker `thread`: the two rows of each map that it lies between are blended
@@ -152,9 +203,10 @@ impl Embedder {
     /// # Safety
     /// The CPU must have `S`.
     #[inline(always)]
-    pub(crate) unsafe fn row<S: Simd>(&self, thread: usize, row: usize) -> RowReader<'_> {
-        let mut blended = self.rows[thread].lock().unwrap_or_else(PoisonError::into_inner);
-        for stage in self.stages.iter().filter(|stage| stage.side != self.grid) {
+    pub(crate) unsafe fn row<S: Simd>(&self, thread: usize, row: usize) -> RowReader<'a> {
+        let embedder = self.embedder;
+        let mut blended = embedder.rows[thread].lock().unwrap_or_else(PoisonError::into_inner);
+        for stage in embedder.stages.iter().filter(|stage| stage.side != embedder.grid) {
             let (tap, width) = (stage.taps[row], stage.side * stage.stride);
             let (low, high) = (&stage.map[tap.low * width..][..width], &stage.map[tap.high * width..][..width]);
             let out = &mut blended[stage.row..][..width];
@@ -167,13 +219,16 @@ impl Embedder {
                 }
             }
         }
-        RowReader { embedder: self, row, blended }
+        let plain = embedder.plain.as_ref().map(|plain| (plain, self.pyramid.row(plain.stage, row)));
+        RowReader { embedder, plain, row, blended }
     }
 }
 
-/// A row of the grid, ready to be read: see [`Embedder::row`].
+/// A row of the grid, ready to be read: see [`Projected::row`].
 pub(crate) struct RowReader<'a> {
     embedder: &'a Embedder,
+    /// The stage that is read as it is, and its row.
+    plain: Option<(&'a Plain, &'a [f32])>,
     row: usize,
     blended: MutexGuard<'a, Vec<f32>>,
 }
@@ -194,12 +249,23 @@ impl RowReader<'_> {
         out: *mut f32,
     ) {
         debug_assert!(first + N * S::LANES <= self.embedder.k.next_multiple_of(SLACK));
-        // SAFETY: taps stay inside the map (see `Tap::new`), each pixel of which is `stride` ≥ first + N·LANES floats.
+        // SAFETY: taps stay inside the map (see `Tap::new`), each pixel of which is `stride` ≥ first + N·LANES floats. The
+        // plain stage's row has a pixel for each column, whose channels are a multiple of SLACK and so of LANES.
         unsafe {
             // (`array::from_fn` would not always be inlined, and lose the instruction set.)
             let mut sum = [S::splat(0.0); N];
             for v in 0..N {
                 sum[v] = S::sub(sum[v], S::load(minus.add(v * S::LANES)));
+            }
+            if let Some((plain, row)) = self.plain {
+                let channels = plain.weights.len();
+                let (pixel, weights) = (row.as_ptr().add(column * channels), plain.weights.as_ptr());
+                for v in 0..N {
+                    let at = first + v * S::LANES;
+                    if at < channels {
+                        sum[v] = S::fma(S::load(pixel.add(at)), S::load(weights.add(at)), sum[v]);
+                    }
+                }
             }
             for stage in &self.embedder.stages {
                 if stage.side == self.embedder.grid {
@@ -236,7 +302,7 @@ impl Tap {
 }
 
 struct ReadAll<'a> {
-    embedder: &'a Embedder,
+    projected: Projected<'a>,
     out: &'a mut [f32],
 }
 
@@ -245,11 +311,11 @@ impl Kernel for ReadAll<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let (grid, k) = (self.embedder.grid, self.embedder.k);
+        let Embedder { grid, k, .. } = *self.projected.embedder;
         let zero = [0.0f32; 4 * SLACK];
         for row in 0..grid {
             // SAFETY: the caller has checked the CPU.
-            let reader = unsafe { self.embedder.row::<S>(0, row) };
+            let reader = unsafe { self.projected.row::<S>(0, row) };
             for column in 0..grid {
                 let at = (row * grid + column) * k;
                 // SAFETY: a vector may run past the position's k values by less than LANES ≤ SLACK, into the next
@@ -320,17 +386,21 @@ mod tests {
 
     #[test]
     fn project_then_upsample_equals_upsample_then_project() {
-        for (size, grid, k, stages) in [(64, 16, 10, "1,2,3,4"), (128, 24, 33, "1,2,3,4"), (96, 8, 7, "2,3")] {
-            let stages: Stages = stages.parse().unwrap();
+        let cases = [(64, 16, 10, "1,2,3,4"), (128, 24, 33, "1,2,3,4"), (96, 8, 7, "2,3")];
+        // Where stage 1 is read as it is.
+        let plain = [(64, 16, 100, "1,2,3,4"), (96, 24, 64, "1,3")];
+        for (size, grid, k, text) in cases.into_iter().chain(plain) {
+            let stages: Stages = text.parse().unwrap();
             let pyramid = pyramid(size);
             for mixing in [Mixing::Sparse, Mixing::Dense] {
                 let projection = Projection::semi_orthogonal(mixing, k, 3, stages, &[1.0; CHANNELS]).unwrap();
                 let expected = upsample_then_project(&projection, &pyramid, grid);
+                let is_plain = mixing == Mixing::Sparse && plain.contains(&(size, grid, k, text));
                 for isa in Isa::available() {
                     let mut embedder = Embedder::new(&projection, size, grid, isa, Arc::new(Workers::new(2)));
+                    assert_eq!(embedder.plain.is_some(), is_plain, "{mixing} S={size} k={k}");
                     let mut embedding = Embedding::new(grid, k);
-                    embedder.project(&pyramid);
-                    embedder.read_into(&mut embedding);
+                    embedder.project(&pyramid).read_into(&mut embedding);
                     for (i, (&got, &want)) in embedding.values().iter().zip(&expected).enumerate() {
                         let error = (f64::from(got) - want).abs();
                         assert!(error < 2e-5, "{isa} {mixing} S={size} value {i}: {got} for {want}");

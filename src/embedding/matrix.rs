@@ -84,7 +84,7 @@ impl Matrix {
 
 /// If every row of `w` has its only number other than zero one place to the right of the row above, around the end:
 /// where the first row has it, and all of them.
-fn cyclic(k: usize, w: &[f32]) -> Option<(usize, Vec<f32>)> {
+pub(super) fn cyclic(k: usize, w: &[f32]) -> Option<(usize, Vec<f32>)> {
     let offset = w.get(..k)?.iter().position(|&x| x != 0.0)?;
     let mut weights = Vec::with_capacity(w.len() / k);
     for (c, row) in w.chunks_exact(k).enumerate() {

@@ -8,5 +8,5 @@ pub mod cpu;
 mod matrix;
 pub mod projection;
 
-pub use cpu::{Embedder, Embedding};
+pub use cpu::{Embedder, Embedding, Projected};
 pub use projection::{EmbeddingError, Mixing, Projection, Stages};

@@ -4,33 +4,34 @@ use std::marker::PhantomData;
 
 use half::f16;
 
-use crate::embedding::Embedder;
+use crate::embedding::Projected;
 use crate::embedding::cpu::SLACK;
 use crate::embedding::projection::MAX_K;
 use crate::simd::{Kernel, Simd};
 
 use super::factors::{Factors, Statistics, position_stride};
 
-/// Writes M = ‖U(y − μ)‖ of each position to `out` (grid², row by row); `embedder` holds the projected cell.
+/// Writes M = ‖U(y − μ)‖ of each position to `out` (grid², row by row).
 ///
 /// One pass over the factors, which is the cost of it: the embedding is interpolated, centred and whitened in
 /// registers, position by position. Rows of the field are shared out to the embedder's workers. Allocates nothing.
 ///
 /// # Panics
 /// If the grid or k of the two does not fit, or `out` is not grid² long.
-pub fn mahalanobis(statistics: &Statistics<'_>, embedder: &Embedder, out: &mut [f32]) {
+pub fn mahalanobis(statistics: &Statistics<'_>, cell: Projected<'_>, out: &mut [f32]) {
+    let embedder = cell.embedder();
     let grid = statistics.grid();
     assert_eq!((grid, statistics.k()), (embedder.grid(), embedder.k()), "statistics and embedder must agree");
     assert_eq!(out.len(), grid * grid, "one distance a position");
     let isa = embedder.isa();
     embedder.workers().split(out, grid, &|thread, first, out| {
-        isa.run(Field { statistics, embedder, thread, first, out });
+        isa.run(Field { statistics, cell, thread, first, out });
     });
 }
 
 struct Field<'a> {
     statistics: &'a Statistics<'a>,
-    embedder: &'a Embedder,
+    cell: Projected<'a>,
     thread: usize,
     first: usize,
     out: &'a mut [f32],
@@ -83,7 +84,7 @@ impl Field<'_> {
         for (row, out) in self.out.chunks_exact_mut(grid).enumerate() {
             let row = self.first + row;
             // SAFETY: the caller has checked the CPU.
-            let reader = unsafe { self.embedder.row::<S>(self.thread, row) };
+            let reader = unsafe { self.cell.row::<S>(self.thread, row) };
             for (column, out) in out.iter_mut().enumerate() {
                 let position = row * grid + column;
                 // SAFETY: the statistics' lengths were checked when they were joined: `position` lies inside, and the
@@ -107,7 +108,7 @@ impl Field<'_> {
         for (row, out) in self.out.chunks_exact_mut(grid).enumerate() {
             let row = self.first + row;
             // SAFETY: the caller has checked the CPU.
-            let reader = unsafe { self.embedder.row::<S>(self.thread, row) };
+            let reader = unsafe { self.cell.row::<S>(self.thread, row) };
             for (column, out) in out.iter_mut().enumerate() {
                 let position = row * grid + column;
                 // SAFETY: as in `in_registers`.
@@ -306,6 +307,7 @@ mod tests {
 
     use super::*;
     use crate::backbone::Pyramid;
+    use crate::embedding::Embedder;
     use crate::embedding::projection::CHANNELS;
     use crate::embedding::{Embedding, Mixing, Projection, Stages};
     use crate::gaussian::factors::{Precision, section_len};
@@ -338,9 +340,8 @@ mod tests {
                 accumulator.update(&batch.iter().collect::<Vec<_>>(), Isa::detect(), &Workers::new(1));
             }
             fill(&mut pyramid, &mut rng);
-            scalar.project(&pyramid);
             let mut measured = Embedding::new(grid, k);
-            scalar.read_into(&mut measured);
+            scalar.project(&pyramid).read_into(&mut measured);
             let workers = Workers::new(1);
             let exact = accumulator.finish(Shrinkage::default(), Precision::F32, &workers).unwrap();
             let expected = mahalanobis_dense(&exact.view(), &measured);
@@ -351,9 +352,8 @@ mod tests {
                     for threads in [1, 3] {
                         let workers = Arc::new(Workers::new(threads));
                         let mut embedder = Embedder::new(&projection, size, grid, isa, workers);
-                        embedder.project(&pyramid);
                         let mut got = vec![0.0; grid * grid];
-                        mahalanobis(&fit.view(), &embedder, &mut got);
+                        mahalanobis(&fit.view(), embedder.project(&pyramid), &mut got);
                         for (got, want) in got.iter().zip(&expected) {
                             let error = (f64::from(*got) - want).abs() / want;
                             assert!(error < tolerance, "{isa} {precision:?} k = {k}: {got} for {want}");
@@ -380,9 +380,8 @@ mod tests {
         pyramid.row_mut(0, 0)[0] = f32::NAN;
         for isa in Isa::available() {
             let mut embedder = Embedder::new(&projection, size, grid, isa, Arc::new(Workers::new(1)));
-            embedder.project(&pyramid);
             let mut out = vec![0.0; grid * grid];
-            mahalanobis(&fit.view(), &embedder, &mut out);
+            mahalanobis(&fit.view(), embedder.project(&pyramid), &mut out);
             assert!(out[0].is_nan(), "{isa}");
         }
     }

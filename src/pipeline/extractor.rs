@@ -141,6 +141,12 @@ impl Extractor {
         &self.frame
     }
 
+    /// What [`features`](Self::features) gave last.
+    #[must_use]
+    pub fn pyramid(&self) -> &Pyramid {
+        &self.pyramid
+    }
+
     /// Runs the backbone on the rectified image, changed as `augmentation` says. Allocates nothing.
     ///
     /// # Errors

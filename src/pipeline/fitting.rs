@@ -216,8 +216,7 @@ impl Fitter {
                     }
                     let pyramid = extractor.features(change).map_err(|e| Invalid::Unreadable(e.to_string()))?;
                     let mut clock = Instant::now();
-                    embedder.project(pyramid);
-                    embedder.read_into(embedding);
+                    embedder.project(pyramid).read_into(embedding);
                     let finite = embedding.values().iter().all(|y| y.is_finite());
                     *spent += since(&mut clock);
                     if finite { Ok(()) } else { Err(Invalid::NotFinite) }

@@ -104,7 +104,7 @@ impl Scorer {
     /// If a number on the way is not finite.
     pub fn measure(&mut self, statistics: &Statistics<'_>) -> Result<Scores, Invalid> {
         let mut clock = Instant::now();
-        mahalanobis(statistics, &self.embedder, &mut self.heatmap);
+        mahalanobis(statistics, self.embedder.projected(self.extractor.pyramid()), &mut self.heatmap);
         self.latency.distance_us = lap(&mut clock);
         self.analyser.smooth(&mut self.heatmap);
         let scores = self.analyser.scores(&self.heatmap).ok_or(Invalid::NotFinite);
