@@ -80,6 +80,8 @@ struct Balance {
     until: Option<Instant>,
     /// How long alone the next time.
     pause: Duration,
+    /// Since when the threads share, or since the pause became shorter.
+    since: Instant,
 }
 
 impl Balance {
@@ -89,7 +91,7 @@ impl Balance {
     const LONGEST: Duration = Duration::from_millis(640);
 
     fn new() -> Self {
-        Self { gain: Self::MOST, until: None, pause: Self::SHORTEST }
+        Self { gain: Self::MOST, until: None, pause: Self::SHORTEST, since: Instant::now() }
     }
 
     /// Whether the caller should share a call that starts now.
@@ -97,7 +99,7 @@ impl Balance {
         match self.until {
             Some(until) if now < until => false,
             Some(_) => {
-                (self.until, self.gain) = (None, Self::MOST / 2.0);
+                (self.until, self.gain, self.since) = (None, Self::MOST / 2.0, now);
                 true
             }
             None => true,
@@ -112,8 +114,10 @@ impl Balance {
         if self.gain < 0.0 {
             self.until = Some(now + self.pause);
             self.pause = (self.pause * 2).min(Self::LONGEST);
-        } else if self.gain >= Self::MOST {
-            self.pause = Self::SHORTEST;
+        } else if now.saturating_duration_since(self.since) >= self.pause {
+            // A thread that has half a core gains for some milliseconds and loses it all in the next few: only times as
+            // long as the pause say that its core is free again.
+            (self.pause, self.since) = ((self.pause / 2).max(Self::SHORTEST), now);
         }
     }
 }
@@ -478,8 +482,15 @@ mod tests {
         now += 20 * ms;
         balance.learn(1, 2, ms, 10 * ms, now);
         assert!(!balance.share(now + 39 * ms) && balance.share(now + 40 * ms));
-        // Good times bring the short pause back.
-        (0..10).for_each(|_| balance.learn(1, 2, ms, none, now));
+        // Good times as long as the pause make it shorter, and a good moment does not.
+        now += 40 * ms;
+        (0..10).for_each(|_| balance.learn(1, 2, ms, none, now + 79 * ms));
+        assert_eq!(balance.pause, 80 * ms);
+        balance.learn(1, 2, ms, none, now + 80 * ms);
+        assert_eq!(balance.pause, 40 * ms);
+        balance.learn(1, 2, ms, none, now + 119 * ms);
+        assert_eq!(balance.pause, 40 * ms);
+        (1..10).for_each(|n| balance.learn(1, 2, ms, none, now + (80 + 40 * n) * ms));
         assert_eq!(balance.pause, Balance::SHORTEST);
     }
 }
