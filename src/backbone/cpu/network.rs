@@ -256,7 +256,7 @@ impl Choice {
 }
 
 /// From so many tiles on, products take the time and not fetching weights.
-const MANY_TILES: usize = 12;
+const MANY_TILES: usize = 17;
 
 impl Step {
     fn convolution(conv: &Conv, depth: usize, ends: Ends, method: Method, isa: Isa) -> Self {
@@ -327,13 +327,15 @@ mod tests {
     fn each_shape_has_its_algorithm() {
         let (exact, third) = (0.5, 1.0 / 3.0);
         let winograd = |tile, scaled| Choice::Winograd { tile, scaled };
-        for side in [14, 16, 64, 128] {
+        for side in [28, 32, 64, 128] {
             assert_eq!(choice(1, side, exact), winograd(Tile::Four, false), "{side}");
             assert_eq!(choice(2, side, exact), winograd(Tile::Apart, false), "{side}");
         }
         // A few tiles: half the bytes of weights are worth the widening.
-        assert_eq!(choice(1, 8, exact), winograd(Tile::Four, true));
-        assert_eq!(choice(2, 8, exact), winograd(Tile::Apart, true));
+        for side in [8, 14, 16] {
+            assert_eq!(choice(1, side, exact), winograd(Tile::Four, true), "{side}");
+            assert_eq!(choice(2, side, exact), winograd(Tile::Apart, true), "{side}");
+        }
         // Fewer: tiles of 2 have fewer weights.
         assert_eq!(choice(1, 4, exact), winograd(Tile::Two, false));
         // A pixel or four: plain weights, in halves if they fit.
