@@ -41,6 +41,8 @@ struct Shared {
     task: UnsafeCell<Option<*const Task<'static>>>,
     /// Parts of the call that other threads than the caller's have finished.
     done: AtomicUsize,
+    /// Nanoseconds of processor time that they have worked on it.
+    spared: AtomicU64,
     panicked: AtomicUsize,
     stop: AtomicBool,
     /// Threads that sleep until a call comes.
@@ -71,6 +73,20 @@ fn spin_until(done: impl Fn() -> bool) -> bool {
     done()
 }
 
+/// Nanoseconds that this thread has run; a thread that has lost its core does not.
+#[cfg(unix)]
+fn processor_time() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Nanoseconds since this was asked first: the next best where nobody tells how long a thread has run.
+#[cfg(not(unix))]
+fn processor_time() -> u64 {
+    static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    START.get_or_init(Instant::now).elapsed().as_nanos() as u64
+}
+
 /// Whether it pays to share.
 #[derive(Debug)]
 struct Balance {
@@ -85,6 +101,9 @@ struct Balance {
 }
 
 impl Balance {
+    /// What the caller would have needed for what took another thread 1: less, since that finds its caches cold after
+    /// each time that it had to stand aside.
+    const WORTH: f64 = 0.75;
     /// No more than this is kept of good times, so that bad ones are noticed soon.
     const MOST: f64 = 4e-3;
     const SHORTEST: Duration = Duration::from_millis(20);
@@ -106,11 +125,11 @@ impl Balance {
         }
     }
 
-    /// After a call of `parts` parts, of which the caller did `own` in `worked`, and then `waited` for the others.
-    fn learn(&mut self, own: usize, parts: usize, worked: Duration, waited: Duration, now: Instant) {
-        // What the others did would have taken the caller about as long again for each part.
-        let spared = worked.as_secs_f64() * (parts - own) as f64 / own.max(1) as f64;
-        self.gain = (self.gain + spared.min(Self::MOST) - waited.as_secs_f64()).min(Self::MOST);
+    /// After a call on which others have worked for `spared` of processor time. The caller has `lost` what it waited for
+    /// them, and what it stood aside itself: a thread that is called may be given the caller's own core.
+    fn learn(&mut self, spared: Duration, lost: Duration, now: Instant) {
+        let spared = Self::WORTH * spared.as_secs_f64();
+        self.gain = (self.gain + spared - lost.as_secs_f64()).min(Self::MOST);
         if self.gain < 0.0 {
             self.until = Some(now + self.pause);
             self.pause = (self.pause * 2).min(Self::LONGEST);
@@ -137,6 +156,7 @@ impl Workers {
             claim: AtomicU64::new(parts as u64),
             task: UnsafeCell::new(None),
             done: AtomicUsize::new(0),
+            spared: AtomicU64::new(0),
             panicked: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             sleepers: AtomicUsize::new(0),
@@ -186,6 +206,7 @@ impl Workers {
         if !balance.share(start) {
             return (0..parts).for_each(task);
         }
+        let ran = processor_time();
         // SAFETY: only the lifetime is changed; `Call` waits for every claimed part before this frame is left, even by
         // a panic.
         let task: *const Task<'static> = unsafe { std::mem::transmute::<*const Task<'_>, *const Task<'static>>(task) };
@@ -198,11 +219,11 @@ impl Workers {
             task(index);
             index = self.shared.claim_own();
         }
-        let worked = start.elapsed();
-        let own = call.own;
+        let worked = Duration::from_nanos(processor_time().saturating_sub(ran));
         drop(call);
         let now = Instant::now();
-        balance.learn(own, parts, worked, (now - start).saturating_sub(worked), now);
+        let spared = Duration::from_nanos(self.shared.spared.load(Ordering::Relaxed));
+        balance.learn(spared, (now - start).saturating_sub(worked), now);
         drop(balance);
         assert_eq!(self.shared.panicked.swap(0, Ordering::Relaxed), 0, "a worker thread panicked");
     }
@@ -251,6 +272,7 @@ impl<'a> Call<'a> {
         // SAFETY: all parts of the last call are claimed and done, so nobody reads the task now.
         unsafe { *shared.task.get() = Some(task) };
         shared.done.store(0, Ordering::Relaxed);
+        shared.spared.store(0, Ordering::Relaxed);
         shared.panicked.store(0, Ordering::Relaxed);
         let call = shared.claim.load(Ordering::Relaxed) / PARTS + 1;
         // Part 0 is the caller's. Sequentially consistent, like the look at `sleepers`: either a thread that goes to
@@ -328,6 +350,7 @@ impl Shared {
             }
             // One part a call: the rest is for those who come, and the caller.
             let Some(index) = self.open_call().and_then(|call| self.claim_of(call)) else { continue };
+            let start = processor_time();
             // SAFETY: a part is claimed, so the caller has set the task and keeps it alive until `done` says otherwise.
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| unsafe {
                 let task = (*self.task.get()).expect("an open call has a task");
@@ -336,6 +359,7 @@ impl Shared {
             if outcome.is_err() {
                 self.panicked.fetch_add(1, Ordering::Relaxed);
             }
+            self.spared.fetch_add(processor_time().saturating_sub(start), Ordering::Relaxed);
             // Sequentially consistent, like the look at `caller_sleeps`: either the caller sees that this part is done
             // before it sleeps, or it is woken.
             self.done.fetch_add(1, Ordering::SeqCst);
@@ -471,26 +495,30 @@ mod tests {
         let (ms, none) = (Duration::from_millis(1), Duration::ZERO);
         for _ in 0..10 {
             assert!(balance.share(now));
-            balance.learn(1, 2, ms, none, now);
+            balance.learn(ms, none, now);
         }
         // Two waits of 3 ms for a spared millisecond each: not worth it.
-        balance.learn(1, 2, ms, 3 * ms, now);
+        balance.learn(ms, 3 * ms, now);
         assert!(balance.share(now));
-        balance.learn(1, 2, ms, 4 * ms, now);
+        balance.learn(ms, 4 * ms, now);
         assert!(!balance.share(now + 19 * ms) && balance.share(now + 20 * ms));
         // Again at once: twice as long.
         now += 20 * ms;
-        balance.learn(1, 2, ms, 10 * ms, now);
+        balance.learn(ms, 10 * ms, now);
         assert!(!balance.share(now + 39 * ms) && balance.share(now + 40 * ms));
+        // A thread that holds a part and does not run spares nothing.
+        let mut alone = Balance::new();
+        (0..5).for_each(|_| alone.learn(none, ms, now));
+        assert!(!alone.share(now));
         // Good times as long as the pause make it shorter, and a good moment does not.
         now += 40 * ms;
-        (0..10).for_each(|_| balance.learn(1, 2, ms, none, now + 79 * ms));
+        (0..10).for_each(|_| balance.learn(ms, none, now + 79 * ms));
         assert_eq!(balance.pause, 80 * ms);
-        balance.learn(1, 2, ms, none, now + 80 * ms);
+        balance.learn(ms, none, now + 80 * ms);
         assert_eq!(balance.pause, 40 * ms);
-        balance.learn(1, 2, ms, none, now + 119 * ms);
+        balance.learn(ms, none, now + 119 * ms);
         assert_eq!(balance.pause, 40 * ms);
-        (1..10).for_each(|n| balance.learn(1, 2, ms, none, now + (80 + 40 * n) * ms));
+        (1..10).for_each(|n| balance.learn(ms, none, now + (80 + 40 * n) * ms));
         assert_eq!(balance.pause, Balance::SHORTEST);
     }
 }
