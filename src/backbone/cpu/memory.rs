@@ -8,7 +8,7 @@ use std::fmt;
 struct Line([f32; LINE]);
 
 /// Floats in a cache line.
-pub(super) const LINE: usize = 16;
+pub(crate) const LINE: usize = 16;
 
 /// From this many bytes on, memory is asked for in huge pages: packed weights are read once a frame from front to back,
 /// and looking up 4 KiB pages costs some percent of the whole network.
@@ -16,7 +16,7 @@ pub(super) const LINE: usize = 16;
 const HUGE: usize = 2 << 20;
 
 /// A fixed number of floats, zero at first, on a cache-line boundary.
-pub(super) struct Aligned {
+pub(crate) struct Aligned {
     store: Store,
     len: usize,
 }
@@ -28,7 +28,7 @@ enum Store {
 }
 
 impl Aligned {
-    pub(super) fn zeros(len: usize) -> Self {
+    pub(crate) fn zeros(len: usize) -> Self {
         #[cfg(target_os = "linux")]
         if len * size_of::<f32>() >= HUGE
             && let Ok(pages) = memmap2::MmapMut::map_anon(len * size_of::<f32>())
@@ -40,7 +40,7 @@ impl Aligned {
         Self { store: Store::Lines(vec![Line([0.0; LINE]); len.div_ceil(LINE)]), len }
     }
 
-    pub(super) fn as_slice(&self) -> &[f32] {
+    pub(crate) fn as_slice(&self) -> &[f32] {
         let start = match &self.store {
             Store::Lines(lines) => lines.as_ptr().cast(),
             #[cfg(target_os = "linux")]
@@ -51,7 +51,7 @@ impl Aligned {
         unsafe { std::slice::from_raw_parts(start, self.len) }
     }
 
-    pub(super) fn as_mut_slice(&mut self) -> &mut [f32] {
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
         let start = match &mut self.store {
             Store::Lines(lines) => lines.as_mut_ptr().cast(),
             #[cfg(target_os = "linux")]
@@ -78,27 +78,27 @@ impl fmt::Debug for Aligned {
 
 /// Hands out places in an arena that does not exist yet; once all are known, [`Layout::allocate`] makes it.
 #[derive(Debug, Default)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     len: usize,
 }
 
 impl Layout {
     /// A place for `len` floats, on a cache-line boundary; gives its offset.
-    pub(super) fn reserve(&mut self, len: usize) -> usize {
+    pub(crate) fn reserve(&mut self, len: usize) -> usize {
         let offset = self.len;
         self.len += len.next_multiple_of(LINE);
         offset
     }
 
     /// The arena: zeros.
-    pub(super) fn allocate(self) -> Aligned {
+    pub(crate) fn allocate(self) -> Aligned {
         Aligned::zeros(self.len)
     }
 }
 
 /// The start of memory that the threads of one step share: the arena, or a map of the caller's pyramid.
 #[derive(Clone, Copy)]
-pub(super) struct Memory(*mut f32);
+pub(crate) struct Memory(*mut f32);
 
 // SAFETY: a bare address. Each use says which part it touches, and that no two threads write the same.
 unsafe impl Send for Memory {}
@@ -106,7 +106,7 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    pub(super) fn new(floats: &mut [f32]) -> Self {
+    pub(crate) fn new(floats: &mut [f32]) -> Self {
         Self(floats.as_mut_ptr())
     }
 
@@ -115,7 +115,7 @@ impl Memory {
     /// # Safety
     /// `offset` must lie inside the memory.
     #[inline(always)]
-    pub(super) unsafe fn at(self, offset: usize) -> *mut f32 {
+    pub(crate) unsafe fn at(self, offset: usize) -> *mut f32 {
         // SAFETY: as the caller promised.
         unsafe { self.0.add(offset) }
     }

@@ -16,10 +16,10 @@
 
 mod direct;
 pub(crate) mod gemm;
-mod memory;
-mod network;
+pub(crate) mod memory;
+pub(crate) mod network;
 mod stem;
-mod winograd;
+pub(crate) mod winograd;
 
 use std::sync::Arc;
 

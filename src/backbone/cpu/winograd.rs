@@ -386,7 +386,7 @@ impl WinogradKernel<'_> {
 
 /// The three matrices of a minimal filter that makes OUT values of IN with a kernel of 3, each applied to one row or
 /// column.
-trait Filter<const IN: usize, const OUT: usize> {
+pub(crate) trait Filter<const IN: usize, const OUT: usize> {
     /// Pixels by which the kernel moves.
     const STRIDE: usize = 1;
     /// G, for the weights, without rows that are the same as another.
@@ -422,7 +422,7 @@ impl Filter<4, 2> for F2 {
     }
 }
 
-struct F4;
+pub(crate) struct F4;
 
 // SAFETY (whole impl): vector arithmetic only; the CPU has `S`.
 #[allow(clippy::undocumented_unsafe_blocks)]
