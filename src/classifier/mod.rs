@@ -4,6 +4,7 @@
 //! the rectified image beside it. [`Network`] holds its parameters,
 //! [`train`] fits them, [`Network::fold`] gives the form that inspection runs, [`infer`].
 
+pub mod infer;
 pub mod network;
 pub mod optimiser;
 pub mod train;

@@ -256,13 +256,7 @@ impl Network {
         widths: [usize; 4],
         seed: u64,
     ) -> Result<Self, NetworkError> {
-        if !(1..=2).contains(&inputs) {
-            return Err(NetworkError::Inputs(inputs));
-        }
-        if !(2..=MAX_CLASSES).contains(&classes) {
-            return Err(NetworkError::Classes(classes));
-        }
-        let shape = Shape { inputs, classes, widths };
+        let shape = Self::shape_of(inputs, classes, widths)?;
         let places = shape.places();
         let mut parameters = vec![0.0; places.parameters];
         let mut running = vec![0.0; places.running];
@@ -282,6 +276,16 @@ impl Network {
         Ok(Self { shape, parameters, running })
     }
 
+    fn shape_of(inputs: usize, classes: usize, widths: [usize; 4]) -> Result<Shape, NetworkError> {
+        if !(1..=2).contains(&inputs) {
+            return Err(NetworkError::Inputs(inputs));
+        }
+        if !(2..=MAX_CLASSES).contains(&classes) {
+            return Err(NetworkError::Classes(classes));
+        }
+        Ok(Shape { inputs, classes, widths })
+    }
+
     /// A network that starts with the convolutions of a backbone; its grey input is every plane of `conv1`.
     ///
     /// The backbone's batch norm is folded, so no layer's statistics are known: every gain is 1 and every shift the
@@ -290,12 +294,7 @@ impl Network {
     ///
     /// # Errors
     /// As [`Network::new`].
-    pub fn from_backbone(
-        backbone: &ResNet18,
-        inputs: usize,
-        classes: usize,
-        seed: u64,
-    ) -> Result<Self, NetworkError> {
+    pub fn from_backbone(backbone: &ResNet18, inputs: usize, classes: usize, seed: u64) -> Result<Self, NetworkError> {
         let mut network = Self::new(inputs, classes, seed)?;
         for (place, conv) in network.shape.places().convs.iter().zip(backbone.convs()) {
             let shape = &place.shape;
@@ -329,7 +328,9 @@ impl Network {
     #[must_use]
     pub fn parameter_count(&self) -> usize {
         let all = self.shape.places().tensors(&self.shape).into_iter();
-        all.filter(|(_, _, at)| !matches!(at, At::Running(_))).map(|(_, shape, _)| shape.iter().product::<usize>()).sum()
+        all.filter(|(_, _, at)| !matches!(at, At::Running(_)))
+            .map(|(_, shape, _)| shape.iter().product::<usize>())
+            .sum()
     }
 
     /// Parameters and running statistics under torchvision's names and in its shapes.
@@ -385,12 +386,7 @@ impl Network {
     }
 
     /// Checks all tensors and copies the parameters to `numbers`, which lie as the parameters do.
-    pub(super) fn take_named(
-        &self,
-        tensors: &Tensors,
-        numbers: &mut [f32],
-        running: bool,
-    ) -> Result<(), NetworkError> {
+    pub(super) fn take_named(&self, tensors: &Tensors, numbers: &mut [f32], running: bool) -> Result<(), NetworkError> {
         let places = self.shape.places();
         let mut known = Vec::new();
         for (name, shape, at) in places.tensors(&self.shape) {
@@ -444,6 +440,41 @@ impl Network {
             fc_weight: self.parameters[places.fc_weight..][..classes * widths[3]].to_vec(),
             fc_bias: self.parameters[places.fc_bias..][..classes].to_vec(),
         }
+    }
+}
+
+impl Folded {
+    /// Checks that all numbers are there.
+    pub(super) fn check(&self) -> Result<(), NetworkError> {
+        let Self { inputs, classes, .. } = *self;
+        let network = Network::shape_of(inputs, classes, STAGE_CHANNELS)?;
+        let shapes = network.convs();
+        let wrong = |name: &str, expected: Vec<usize>, got: Vec<usize>, values: usize| {
+            Err(NetworkError::Shape { name: name.into(), expected, got, values })
+        };
+        for (index, shape) in shapes.iter().enumerate() {
+            let Some(conv) = self.convs.get(index).filter(|conv| conv.name == shape.name) else {
+                return Err(NetworkError::Missing { name: shape.name.clone() });
+            };
+            let got = vec![conv.outputs, conv.inputs, conv.kernel, conv.kernel];
+            if got != shape.weight_shape() || conv.weight.len() != shape.weight_len() || conv.stride != shape.stride {
+                return wrong(&shape.name, shape.weight_shape().to_vec(), got, conv.weight.len());
+            }
+            if conv.bias.len() != shape.outputs {
+                return wrong(&shape.name, vec![shape.outputs], vec![conv.bias.len()], conv.bias.len());
+            }
+        }
+        if let Some(extra) = self.convs.get(shapes.len()) {
+            return Err(NetworkError::Unknown { name: extra.name.clone() });
+        }
+        for (name, len, values) in
+            [("fc.weight", classes * STAGE_CHANNELS[3], &self.fc_weight), ("fc.bias", classes, &self.fc_bias)]
+        {
+            if values.len() != len {
+                return wrong(name, vec![len], vec![values.len()], values.len());
+            }
+        }
+        Ok(())
     }
 }
 

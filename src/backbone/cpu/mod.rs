@@ -86,7 +86,7 @@ impl CpuBackbone {
         }
         assert!(isa.is_available(), "this CPU has no {isa}");
         assert!((1..=4).contains(&options.depth), "a ResNet18 has 4 stages, not {}", options.depth);
-        let network = Network::new(net, size, options, isa, workers.count());
+        let network = Network::new(net.convs(), size, options, isa, workers.count());
         Ok(Self { size, identity: net.identity(), workers, network })
     }
 
@@ -134,7 +134,7 @@ impl CpuBackbone {
         if wanted > built {
             return Err(BackboneError::Stage { wanted, built });
         }
-        self.network.run(image, pyramid, &self.workers, observe);
+        self.network.run(&[image], pyramid, &self.workers, observe);
         Ok(())
     }
 }

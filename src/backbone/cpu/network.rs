@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::backbone::weights::Conv;
-use crate::backbone::{Pyramid, ResNet18, STAGE_CHANNELS, STAGE_STRIDES};
+use crate::backbone::{Pyramid, STAGE_CHANNELS, STAGE_STRIDES};
 use crate::simd::{Isa, Simd};
 use crate::workers::Workers;
 
@@ -110,7 +110,7 @@ enum Work {
 
 /// A ResNet18 for images of one size: packed weights, the steps, and the arena in which every tensor has its place.
 #[derive(Debug)]
-pub(super) struct Network {
+pub(crate) struct Network {
     isa: Isa,
     input: Tensor,
     /// Shared by all engines made of this one.
@@ -125,16 +125,18 @@ pub(super) struct Network {
 /// Buffers are shared as far as a residual block allows: each stage has `kept`, the map that the shortcut passes by
 /// and to which the second convolution adds, and `inner`, between the two convolutions.
 impl Network {
-    pub(super) fn new(net: &ResNet18, size: usize, options: Options, isa: Isa, threads: usize) -> Self {
+    /// For the twenty convolutions of a ResNet18, of which the first may have any number of inputs.
+    pub(crate) fn new(convs: &[Conv], size: usize, options: Options, isa: Isa, threads: usize) -> Self {
         let Options { method, depth } = options;
         let mut layout = Layout::default();
         let mut steps = Vec::new();
-        let mut convs = net.convs().iter();
-        let mut next = || convs.next().expect("ResNet18 has checked that every convolution is there");
+        let mut convs = convs.iter();
+        let mut next = || convs.next().expect("every convolution is there");
 
-        let input = Tensor::new(&mut layout, size, 1, 3);
+        let first = next();
+        let input = Tensor::new(&mut layout, size, first.inputs, 3);
         let mut before = Tensor::new(&mut layout, size / 4, STAGE_CHANNELS[0], 1);
-        steps.push(Step::stem(next(), input, before, isa));
+        steps.push(Step::stem(first, input, before, isa));
         let mut convolution =
             |input, output, add, relu| Step::convolution(next(), Ends { input, output, add, relu }, method, isa);
         for stage in 0..depth {
@@ -171,18 +173,30 @@ impl Network {
         self.depth
     }
 
-    /// Runs all steps up to the last stage that `pyramid` holds; `observe` hears of each when it is done.
-    pub(super) fn run(
+    /// Runs all steps up to the last stage that `pyramid` holds on an image of one plane or several; `observe` hears of
+    /// each when it is done.
+    pub(crate) fn run(
         &mut self,
-        image: &[f32],
+        planes: &[&[f32]],
         pyramid: &mut Pyramid,
         workers: &Workers,
         mut observe: impl FnMut(&StepInfo),
     ) {
         let memory = Memory::new(self.arena.as_mut_slice());
-        for (y, row) in image.chunks_exact(self.input.side).enumerate() {
-            // SAFETY: row `y` of the input lies in the arena, which nobody else uses.
-            unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), memory.at(self.input.pixel(y, 0)), row.len()) };
+        let (input, channels) = (self.input, self.input.channels);
+        assert_eq!(planes.len(), channels, "as many planes as the first convolution has inputs");
+        for (c, plane) in planes.iter().enumerate() {
+            for (y, row) in plane.chunks_exact(input.side).take(input.side).enumerate() {
+                // SAFETY: row `y` of the input lies in the arena, which nobody else uses.
+                unsafe {
+                    let to = memory.at(input.pixel(y, 0));
+                    if channels == 1 {
+                        std::ptr::copy_nonoverlapping(row.as_ptr(), to, row.len());
+                    } else {
+                        row.iter().enumerate().for_each(|(x, &value)| *to.add(x * channels + c) = value);
+                    }
+                }
+            }
         }
         let isa = self.isa;
         let (wanted, depth) = (pyramid.stages(), pyramid.depth());

@@ -27,9 +27,9 @@ use crate::backbone::cpu::memory::{Aligned, LINE, Layout, Memory};
 use crate::simd::Isa;
 use crate::workers::Workers;
 
+use super::SIDE;
 use super::network::{Network, NetworkError, Place, Places, Tensors};
 use super::optimiser::{Adam, Settings};
-use super::SIDE;
 use direct::Direct;
 use head::{Head, Weighing};
 use norm::{Mode, Norm, Pool, Shortcut, partial_sums};
@@ -354,12 +354,7 @@ impl Trainer {
     ///
     /// # Errors
     /// If sizes, labels or class weights are wrong, or the loss is not finite; nothing is changed then.
-    pub fn step(
-        &mut self,
-        inputs: &[f32],
-        labels: &[usize],
-        settings: &Settings,
-    ) -> Result<StepResult, TrainError> {
+    pub fn step(&mut self, inputs: &[f32], labels: &[usize], settings: &Settings) -> Result<StepResult, TrainError> {
         self.check(inputs, labels, settings)?;
         self.load(inputs);
         self.forward(Mode::Batch);

@@ -112,7 +112,9 @@ impl Norm {
         let unbiased = count as f32 / (count as f32 - 1.0).max(1.0);
         // SAFETY: as the caller promised.
         unsafe {
-            for (at, from, factor) in [(self.place.mean, self.mean, 1.0), (self.place.variance, self.variance, unbiased)] {
+            for (at, from, factor) in
+                [(self.place.mean, self.mean, 1.0), (self.place.variance, self.variance, unbiased)]
+            {
                 for (r, x) in running[at..][..self.channels].iter_mut().zip(self.numbers(arena, from)) {
                     *r += step * (factor * *x - *r);
                 }

@@ -317,7 +317,8 @@ impl Winograd {
         // SAFETY: items write different channels of different tiles; the rest as the caller promised.
         unsafe {
             let to = context.arena.at(shared.u);
-            let weights = Weights::<F, P, Q, O> { from: context.parameters.at(weight), to, rows: inputs, _filter: filter };
+            let weights =
+                Weights::<F, P, Q, O> { from: context.parameters.at(weight), to, rows: inputs, _filter: filter };
             context.share(weights.items(outputs), &weights);
             let input = Input::<F, P, Q, O> { conv: self, arena: context.arena, map: x, _filter: filter };
             context.share(self.blocks() * (inputs / GROUP), &input);
@@ -332,14 +333,7 @@ impl Winograd {
     ///
     /// # Safety
     /// As [`Winograd::forward`], which must have gone before with the same weight.
-    pub(super) unsafe fn backward(
-        &self,
-        context: &Context<'_>,
-        shared: Shared,
-        dz: Map,
-        dx: Map,
-        add: bool,
-    ) {
+    pub(super) unsafe fn backward(&self, context: &Context<'_>, shared: Shared, dz: Map, dx: Map, add: bool) {
         // SAFETY: as the caller promised.
         unsafe {
             if self.two {
