@@ -209,3 +209,148 @@ fn gradients_are_those_of_finite_differences() {
         assert!(worst < 3e-4, "a gradient is off by {worst:.1e} of its terms' norm");
     }
 }
+
+/// Largest difference over the largest value.
+fn off(got: &[f32], expected: &[f32]) -> f32 {
+    let largest = expected.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+    got.iter().zip(expected).fold(0.0f32, |m, (a, b)| m.max((a - b).abs())) / largest.max(1e-12)
+}
+
+#[test]
+fn every_instruction_set_and_number_of_threads_gives_the_same_step() {
+    const BATCH: usize = 5;
+    let network = Network::with_widths(2, 3, [64, 128, 64, 128], 8).unwrap();
+    let inputs = noise(BATCH * 2 * SIDE * SIDE, 4);
+    let labels = [0, 1, 2, 1, 0];
+    let step = |isa: Isa, threads: usize| {
+        let mut trainer = trainer(&network, BATCH, isa, threads);
+        let result = trainer.step(&inputs, &labels, &Settings::default()).unwrap();
+        (result, trainer.gradients(), trainer.state())
+    };
+    let exact = Isa::available().find(|isa| !isa.multiplies_halves()).unwrap();
+    let expected = step(exact, 1);
+    for isa in Isa::available() {
+        let alone = step(isa, 1);
+        for threads in [2, 3] {
+            assert!(step(isa, threads) == alone, "{isa}: {threads} threads differ");
+        }
+        assert!((alone.0.loss - expected.0.loss).abs() < 1e-4, "{isa}");
+        for (name, gradient) in &alone.1 {
+            let off = off(&gradient.values, &expected.1[name].values);
+            assert!(off < 5e-2, "{isa}: gradient of {name} is off by {off:e}");
+        }
+    }
+}
+
+#[test]
+fn a_training_that_is_resumed_goes_on_as_if_it_had_not_stopped() {
+    const BATCH: usize = 2;
+    let inputs = noise(BATCH * SIDE * SIDE, 4);
+    let settings = Settings { lr: 1e-3, ..Settings::default() };
+    let mut trainer = trainer(&Network::new(1, 2, 3).unwrap(), BATCH, Isa::detect(), 1);
+    (0..2).for_each(|_| drop(trainer.step(&inputs, &[0, 1], &settings).unwrap()));
+    let bytes = postcard::to_stdvec(&trainer.state()).unwrap();
+    let state: State = postcard::from_bytes(&bytes).unwrap();
+    let workers = Arc::new(Workers::new(1));
+    let mut resumed = Trainer::resume(&state, BATCH, Isa::detect(), Arc::clone(&workers)).unwrap();
+    let expected = trainer.step(&inputs, &[0, 1], &settings).unwrap();
+    assert_eq!(resumed.step(&inputs, &[0, 1], &settings).unwrap(), expected);
+    assert!(resumed.state() == trainer.state());
+    assert_eq!(resumed.steps(), 3);
+
+    let mut broken = state.clone();
+    broken.first.remove("fc.bias");
+    let refused = Trainer::resume(&broken, BATCH, Isa::detect(), workers).err();
+    assert_eq!(refused, Some(NetworkError::Missing { name: "fc.bias".into() }.into()));
+}
+
+#[test]
+fn named_tensors_come_back_and_broken_ones_are_refused() {
+    let network = Network::new(2, 3, 1).unwrap();
+    let tensors = network.named_tensors();
+    assert_eq!(tensors["conv1.weight"].shape, [64, 2, 7, 7]);
+    assert_eq!(tensors["layer3.0.downsample.0.weight"].shape, [256, 128, 1, 1]);
+    assert_eq!(tensors["layer4.1.bn2.running_var"].shape, [512]);
+    // torchvision's ResNet18 has 11,689,512 parameters with 3 colours and 1,000 classes.
+    assert_eq!(network.parameter_count(), 11_689_512 - 49 * 64 - 513 * 997);
+    assert!(Network::from_named(&tensors).unwrap() == network);
+
+    let refused = |change: &dyn Fn(&mut Tensors)| {
+        let mut broken = tensors.clone();
+        change(&mut broken);
+        Network::from_named(&broken).err().unwrap().to_string()
+    };
+    assert!(refused(&|t| drop(t.remove("layer2.1.bn1.bias"))).contains("layer2.1.bn1.bias"));
+    assert!(refused(&|t| t.get_mut("fc.weight").unwrap().values[5] = f32::NAN).contains("NaN at index 5"));
+    assert!(refused(&|t| t.get_mut("bn1.running_var").unwrap().values[2] = -1.0).contains("bn1.running_var holds -1"));
+    assert!(refused(&|t| drop(t.get_mut("bn1.bias").unwrap().values.pop())).contains("63 numbers"));
+    assert!(refused(&|t| drop(t.insert("layer5.weight".into(), t["fc.bias"].clone()))).contains("layer5.weight"));
+    assert_eq!(Network::new(3, 3, 1), Err(NetworkError::Inputs(3)));
+    assert_eq!(Network::new(1, 1, 1), Err(NetworkError::Classes(1)));
+    assert!(Network::new(1, 2, 1).unwrap() == Network::new(1, 2, 1).unwrap());
+    assert!(Network::new(1, 2, 1).unwrap() != Network::new(1, 2, 2).unwrap());
+}
+
+#[test]
+fn a_loss_that_is_not_finite_names_the_step_and_changes_nothing() {
+    const BATCH: usize = 2;
+    let mut trainer = trainer(&Network::with_widths(1, 2, SMALL, 3).unwrap(), BATCH, Isa::detect(), 1);
+    let mut inputs = noise(BATCH * SIDE * SIDE, 4);
+    let settings = Settings::default();
+    trainer.step(&inputs, &[0, 1], &settings).unwrap();
+    let before = trainer.state();
+    inputs[1234] = f32::NAN;
+    let refused = trainer.step(&inputs, &[0, 1], &settings);
+    assert!(matches!(refused, Err(TrainError::NotFinite { step: 2, .. })), "{refused:?}");
+    assert!(trainer.state() == before);
+    inputs[1234] = 0.0;
+    assert!(trainer.step(&inputs, &[0, 1], &settings).unwrap().loss.is_finite());
+
+    assert!(matches!(trainer.step(&inputs[1..], &[0, 1], &settings), Err(TrainError::Sizes { .. })));
+    assert!(matches!(trainer.step(&inputs, &[0], &settings), Err(TrainError::Sizes { .. })));
+    let refused = trainer.step(&inputs, &[0, 2], &settings);
+    assert_eq!(refused, Err(TrainError::Label { index: 1, label: 2, classes: 2 }));
+    for weights in [vec![1.0], vec![1.0, 0.0], vec![1.0, f32::NAN]] {
+        let settings = Settings { class_weights: Some(weights), ..Settings::default() };
+        assert!(matches!(trainer.step(&inputs, &[0, 1], &settings), Err(TrainError::ClassWeights { .. })));
+    }
+}
+
+#[test]
+fn a_start_from_the_backbone_gives_what_the_backbone_gives() {
+    const BATCH: usize = 3;
+    let backbone = crate::backbone::ResNet18::embedded().unwrap();
+    let network = Network::from_backbone(&backbone, 1, 2, 7).unwrap();
+    let inputs = noise(BATCH * SIDE * SIDE, 9);
+    let mut trainer = trainer(&network, BATCH, Isa::detect(), 2);
+    trainer.match_norms(&inputs).unwrap();
+    let last = trainer.plan.blocks[7].y;
+    trainer.load(&inputs);
+    for mode in [Mode::Batch, Mode::Running] {
+        trainer.forward(mode);
+        for (b, image) in inputs.chunks_exact(SIDE * SIDE).enumerate() {
+            let expected: Vec<f32> =
+                crate::backbone::reference::forward(&backbone, image, SIDE)[3].iter().map(|&x| x as f32).collect();
+            let memory = Memory::new(trainer.arena.as_mut_slice());
+            // SAFETY: the map lies in the arena.
+            let got = (0..last.side).flat_map(|y| unsafe { last.line(memory, b, y) }).copied();
+            let off = off(&got.collect::<Vec<_>>(), &expected);
+            // The running variance is the unbiased one.
+            let tolerance = if mode == Mode::Batch { 1e-3 } else { 0.2 };
+            println!("sample {b}: off by {off:.1e}");
+            assert!(off < tolerance, "sample {b} is off by {off:e}");
+        }
+    }
+}
+
+#[test]
+fn a_few_steps_learn_a_batch_by_heart() {
+    const BATCH: usize = 8;
+    let inputs = noise(BATCH * SIDE * SIDE, 21);
+    let labels: Vec<usize> = (0..BATCH).map(|b| b / 3 % 3).collect();
+    let mut trainer = trainer(&Network::with_widths(1, 3, SMALL, 2).unwrap(), BATCH, Isa::detect(), 2);
+    let mut step = || trainer.step(&inputs, &labels, &Settings::default()).unwrap();
+    let first = step();
+    let last = (0..25).map(|_| step()).last().unwrap();
+    assert!(last.correct == BATCH && last.loss < first.loss / 10.0, "{first:?}, {last:?}");
+}

@@ -284,7 +284,7 @@ impl Winograd {
         let ut = self.inputs / GROUP * points * Self::matrix(self.outputs);
         Needs {
             u: u.max(ut),
-            transposed: 9 * self.inputs * self.outputs,
+            transposed: 0,
             y: self.blocks() * (self.outputs / GROUP) * points * POINT,
             scratch: points * POINT,
         }
@@ -316,9 +316,9 @@ impl Winograd {
         let Self { inputs, outputs, weight, .. } = *self;
         // SAFETY: items write different channels of different tiles; the rest as the caller promised.
         unsafe {
+            let from = context.parameters.at(weight);
             let to = context.arena.at(shared.u);
-            let weights =
-                Weights::<F, P, Q, O> { from: context.parameters.at(weight), to, rows: inputs, _filter: filter };
+            let weights = Weights::<F, P, Q, O> { from, to, inputs, rows: inputs, transposed: false, _filter: filter };
             context.share(weights.items(outputs), &weights);
             let input = Input::<F, P, Q, O> { conv: self, arena: context.arena, map: x, _filter: filter };
             context.share(self.blocks() * (inputs / GROUP), &input);
@@ -360,11 +360,8 @@ impl Winograd {
             let arena = context.arena;
             let gradient = OutputGradient::<F, P, Q, O> { conv: self, arena, y: shared.y, map: dz, _filter: filter };
             context.share(self.blocks() * (outputs / GROUP), &gradient);
-            let (from, to) = (context.parameters.at(weight), arena.at(shared.transposed));
-            let transpose = Transpose { from, to, inputs, outputs, taps: 9 };
-            context.share(transpose.items(), &transpose);
-            let (from, to) = (arena.at(shared.transposed), arena.at(shared.u));
-            let weights = Weights::<F, P, Q, O> { from, to, rows: outputs, _filter: filter };
+            let (from, to) = (context.parameters.at(weight), arena.at(shared.u));
+            let weights = Weights::<F, P, Q, O> { from, to, inputs, rows: outputs, transposed: true, _filter: filter };
             context.share(weights.items(inputs), &weights);
             let product = Points { a: shared.y, b: shared.u, rows: outputs, segments: &self.over_outputs };
             let input = InputGradient::<F, P, Q, O> { conv: self, context, product, map: dx, add, _filter: filter };
@@ -388,23 +385,49 @@ impl Winograd {
     }
 }
 
-/// G w Gᵀ of every kernel: a weight of `outputs/64 × 9 × rows × 64` becomes `outputs/64 × points` matrices of `rows × 64`.
+/// U or Uᵀ of every kernel: a weight of `outputs/64 × 9 × inputs × 64` becomes, for each group of columns, `points` matrices
+/// of `rows × 64`. The columns of U are outputs, those of Uᵀ inputs.
 struct Weights<F, const P: usize, const Q: usize, const O: usize> {
     from: *const f32,
     to: *mut f32,
+    inputs: usize,
     rows: usize,
+    transposed: bool,
     _filter: F,
 }
 
 /// Rows of an item.
 const ROWS: usize = 16;
+/// Lanes of the widest vector.
+const MAX_LANES: usize = 16;
 
 // SAFETY: bare addresses; items write different rows.
 unsafe impl<F: Sync, const P: usize, const Q: usize, const O: usize> Sync for Weights<F, P, Q, O> {}
 
 impl<F: Filter<P, Q, O>, const P: usize, const Q: usize, const O: usize> Weights<F, P, Q, O> {
-    fn items(&self, outputs: usize) -> usize {
-        outputs / GROUP * (self.rows / ROWS)
+    fn items(&self, columns: usize) -> usize {
+        columns / GROUP * (self.rows / ROWS)
+    }
+
+    /// G w Gᵀ of a vector of kernels, whose taps lie `step` floats apart, to points `matrix` floats apart.
+    ///
+    /// # Safety
+    /// The CPU must have `S`, and the vectors be there.
+    #[inline(always)]
+    unsafe fn transform<S: Simd>(from: *const f32, step: usize, to: *mut f32, matrix: usize) {
+        // SAFETY: as the caller promised.
+        unsafe {
+            let mut columns = [[S::splat(0.0); Q]; 3];
+            for (x, column) in columns.iter_mut().enumerate() {
+                *column = F::weight::<S>(std::array::from_fn(|y| S::load(from.add((y * 3 + x) * step))));
+            }
+            for i in 0..Q {
+                let u = F::weight::<S>(std::array::from_fn(|x| columns[x][i]));
+                for (j, &u) in u.iter().enumerate() {
+                    S::store(to.add((i * Q + j) * matrix), u);
+                }
+            }
+        }
     }
 }
 
@@ -413,20 +436,30 @@ impl<F: Filter<P, Q, O>, const P: usize, const Q: usize, const O: usize> Work fo
     unsafe fn item<S: Simd>(&self, item: usize, _: usize) {
         let parts = self.rows / ROWS;
         let (group, first) = (item / parts, item % parts * ROWS);
-        let (tap, matrix) = (self.rows * GROUP, Winograd::matrix(self.rows));
-        for at in (first * GROUP..(first + ROWS) * GROUP).step_by(S::LANES) {
-            // SAFETY: both sides are as large as the struct says.
-            unsafe {
-                let from = self.from.add(group * 9 * tap + at);
-                let to = self.to.add(group * Q * Q * matrix + at);
-                let mut columns = [[S::splat(0.0); Q]; 3];
-                for (x, column) in columns.iter_mut().enumerate() {
-                    *column = F::weight::<S>(std::array::from_fn(|y| S::load(from.add((y * 3 + x) * tap))));
+        let (tap, matrix) = (self.inputs * GROUP, Winograd::matrix(self.rows));
+        // SAFETY: both sides are as large as the struct says.
+        unsafe {
+            let to = self.to.add(group * Q * Q * matrix);
+            if !self.transposed {
+                let from = self.from.add(group * 9 * tap);
+                for at in (first * GROUP..(first + ROWS) * GROUP).step_by(S::LANES) {
+                    Self::transform::<S>(from.add(at), tap, to.add(at), matrix);
                 }
-                for i in 0..Q {
-                    let u = F::weight::<S>(std::array::from_fn(|x| columns[x][i]));
-                    for (j, &u) in u.iter().enumerate() {
-                        S::store(to.add((i * Q + j) * matrix), u);
+                return;
+            }
+            // A block of LANES outputs and as many inputs is turned around before it is transformed.
+            let mut block = [0.0; 9 * MAX_LANES * MAX_LANES];
+            let square = S::LANES * S::LANES;
+            for output in (first..first + ROWS).step_by(S::LANES) {
+                for input in (0..GROUP).step_by(S::LANES) {
+                    let at = (output / GROUP * 9 * self.inputs + group * GROUP + input) * GROUP + output % GROUP;
+                    for t in 0..9 {
+                        let turned = block.as_mut_ptr().add(t * square);
+                        S::transpose(self.from.add(at + t * tap), GROUP, turned, S::LANES);
+                    }
+                    for row in 0..S::LANES {
+                        let to = to.add((output + row) * GROUP + input);
+                        Self::transform::<S>(block.as_ptr().add(row * S::LANES), square, to, matrix);
                     }
                 }
             }
@@ -741,9 +774,9 @@ impl Work for Transpose {
         unsafe {
             let from = self.from.add(((output * taps + tap) * inputs + input * GROUP) * GROUP);
             let to = self.to.add(((input * taps + tap) * outputs + output * GROUP) * GROUP);
-            for i in 0..GROUP {
-                for o in 0..GROUP {
-                    *to.add(o * GROUP + i) = *from.add(i * GROUP + o);
+            for i in (0..GROUP).step_by(S::LANES) {
+                for o in (0..GROUP).step_by(S::LANES) {
+                    S::transpose(from.add(i * GROUP + o), GROUP, to.add(o * GROUP + i), GROUP);
                 }
             }
         }
