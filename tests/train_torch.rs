@@ -111,7 +111,10 @@ fn steps_are_those_of_pytorch() {
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
     let usable = Command::new(&python).args(["-c", "import numpy, torch"]).output();
     if !usable.is_ok_and(|output| output.status.success()) {
-        return common::skip(name, "python3 -m pip install numpy torch (or name an interpreter in PYTHON)");
+        return common::skip(
+            name,
+            "python3 -m pip install --no-deps -r tests/python/torch.txt (or name an interpreter in PYTHON)",
+        );
     }
     against_torch(&python, &Network::new(1, 3, 4).unwrap(), &Settings::default(), 2);
     let weighed = Settings {
