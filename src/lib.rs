@@ -10,7 +10,7 @@
 //! # Rooms
 //!
 //! In the order in which a frame walks through them: [`frame`], [`preprocess`], [`backbone`], [`embedding`],
-//! [`gaussian`], [`heatmap`], [`verdict`]. [`model`] is what a fit leaves in a file, [`pipeline`] joins them all, [`eval`]
+//! [`gaussian`], [`heatmap`], [`classifier`], [`verdict`]. [`model`] is what a fit leaves in a file, [`pipeline`] joins them all, [`eval`]
 //! tells how well that works and [`synth`] draws cells to try it on; [`simd`], [`workers`] and [`whole_file`] serve
 //! whoever needs them. Each room uses those before it; the other way goes only what must be agreed on, such as the
 //! backbone's input, to which [`preprocess`] normalises. Nothing uses the command line, [`cli`].
@@ -22,6 +22,7 @@
 //! 3. One result on every machine: each SIMD path is held to the scalar reference by the same tests.
 
 pub mod backbone;
+pub mod classifier;
 pub mod cli;
 pub mod embedding;
 pub mod eval;

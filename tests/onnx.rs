@@ -3,9 +3,14 @@
 mod common;
 
 use std::process::Command;
+use std::sync::Arc;
 
-use cellgate::backbone::onnx::export_onnx;
+use cellgate::backbone::onnx::{export_classifier, export_onnx};
 use cellgate::backbone::weights::{Conv, Precision, ResNet18};
+use cellgate::classifier::Network;
+use cellgate::classifier::infer::Classifier;
+use cellgate::simd::Isa;
+use cellgate::workers::Workers;
 
 const SIZE: usize = 64;
 
@@ -112,5 +117,42 @@ fn the_export_passes_the_checker_and_runs_in_onnxruntime() {
             Command::new(&python).arg(script).arg(&model).arg(&input).arg(tolerance).args(&expected).output().unwrap();
         println!("{}", String::from_utf8_lossy(&output.stdout));
         assert!(output.status.success(), "{precision:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn an_exported_classifier_says_in_onnxruntime_what_ours_says() {
+    let name = "an_exported_classifier_says_in_onnxruntime_what_ours_says";
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    let usable = Command::new(&python).args(["-c", "import numpy, onnx, onnxruntime"]).output();
+    if !usable.is_ok_and(|output| output.status.success()) {
+        return common::skip(name, "python3 -m pip install numpy onnx onnxruntime (or name an interpreter in PYTHON)");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, values: &[f32]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
+        path
+    };
+    for planes in [1, 2] {
+        let net = Network::new(planes, 3, 11).unwrap().fold();
+        let image: Vec<f32> =
+            (0..planes * SIZE * SIZE).map(|p| (p as f32 * 0.37).sin() + (p as f32 * 0.0021).cos()).collect();
+        let mut classifier = Classifier::new(&net, Isa::detect(), Arc::new(Workers::new(1))).unwrap();
+        let sides: Vec<&[f32]> = image.chunks_exact(SIZE * SIZE).collect();
+        let (mut logits, mut probabilities) = ([0.0; 3], [0.0; 3]);
+        classifier.logits(&sides, &mut logits).unwrap();
+        classifier.run(&sides, &mut probabilities).unwrap();
+        let input = write("image.f32", &image);
+        let expected = [write("logits.f32", &logits), write("probabilities.f32", &probabilities)];
+        for (precision, tolerance) in [(Precision::F32, "1e-3"), (Precision::F16, "2e-2")] {
+            let model = folder.path().join(format!("{planes}{precision:?}.onnx"));
+            std::fs::write(&model, export_classifier(&net, precision).unwrap()).unwrap();
+            let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python/check_onnx.py");
+            let mut command = Command::new(&python);
+            let output = command.arg(script).arg(&model).arg(&input).arg(tolerance).args(&expected).output().unwrap();
+            println!("{}", String::from_utf8_lossy(&output.stdout));
+            assert!(output.status.success(), "{precision:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
     }
 }

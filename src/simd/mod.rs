@@ -65,6 +65,18 @@ pub trait Simd: Copy + 'static {
     /// The sum of all lanes.
     unsafe fn sum(v: Self::V) -> f32;
 
+    /// Reads `LANES` rows of `LANES` floats that start `from_step` floats apart, and writes them as columns: rows that start
+    /// `to_step` floats apart.
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, from_step: usize, to: *mut f32, to_step: usize) {
+        for row in 0..Self::LANES {
+            for column in 0..Self::LANES {
+                // SAFETY: as the caller promised.
+                unsafe { *to.add(column * to_step + row) = *from.add(row * from_step + column) };
+            }
+        }
+    }
+
     /// Asks for the cache line at `p`, which may be any address. Does nothing where there is no such instruction.
     #[inline(always)]
     unsafe fn prefetch<T>(p: *const T) {
@@ -305,6 +317,13 @@ mod tests {
                     assert_eq!(read(S::keep_from(va, lane)), kept);
                 }
                 assert_eq!(S::sum(va), a.iter().sum::<f32>());
+                let (wide, tall) = (S::LANES + 3, S::LANES + 1);
+                let square: Vec<f32> = (0..S::LANES * wide).map(|i| i as f32).collect();
+                let mut turned = vec![0.0; S::LANES * tall];
+                S::transpose(square.as_ptr(), wide, turned.as_mut_ptr(), tall);
+                for (i, j) in (0..S::LANES * S::LANES).map(|at| (at / S::LANES, at % S::LANES)) {
+                    assert_eq!(turned[j * tall + i], square[i * wide + j], "row {i}, column {j}");
+                }
             }
         }
     }

@@ -94,6 +94,27 @@ impl Simd for Avx2 {
         unsafe { _mm256_and_ps(v, _mm256_loadu_ps(KEEP.as_ptr().add(8 - lane).cast())) }
     }
     #[inline(always)]
+    unsafe fn transpose(from: *const f32, from_step: usize, to: *mut f32, to_step: usize) {
+        unsafe {
+            // Within each half: 4 rows' columns side by side; then the halves.
+            let mut quads = [_mm256_setzero_ps(); 8];
+            for rows in [0, 4] {
+                let row = |i: usize| _mm256_loadu_ps(from.add((rows + i) * from_step));
+                let (low, low_next) = (_mm256_unpacklo_ps(row(0), row(1)), _mm256_unpacklo_ps(row(2), row(3)));
+                let (high, high_next) = (_mm256_unpackhi_ps(row(0), row(1)), _mm256_unpackhi_ps(row(2), row(3)));
+                quads[rows] = _mm256_shuffle_ps::<0x44>(low, low_next);
+                quads[rows + 1] = _mm256_shuffle_ps::<0xee>(low, low_next);
+                quads[rows + 2] = _mm256_shuffle_ps::<0x44>(high, high_next);
+                quads[rows + 3] = _mm256_shuffle_ps::<0xee>(high, high_next);
+            }
+            for j in 0..4 {
+                let (top, bottom) = (quads[j], quads[4 + j]);
+                _mm256_storeu_ps(to.add(j * to_step), _mm256_permute2f128_ps::<0x20>(top, bottom));
+                _mm256_storeu_ps(to.add((4 + j) * to_step), _mm256_permute2f128_ps::<0x31>(top, bottom));
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn sum(v: __m256) -> f32 {
         unsafe {
             let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
@@ -158,6 +179,32 @@ impl Simd for Avx512 {
     unsafe fn keep_from(v: __m512, lane: usize) -> __m512 {
         debug_assert!(lane <= 16);
         unsafe { _mm512_maskz_mov_ps((0xffff_u32 << lane) as u16, v) }
+    }
+    #[inline(always)]
+    unsafe fn transpose(from: *const f32, from_step: usize, to: *mut f32, to_step: usize) {
+        unsafe {
+            // Within each quarter: 4 rows' columns side by side; then the quarters.
+            let mut quads = [_mm512_setzero_ps(); 16];
+            for rows in [0, 4, 8, 12] {
+                let row = |i: usize| _mm512_loadu_ps(from.add((rows + i) * from_step));
+                let (low, low_next) = (_mm512_unpacklo_ps(row(0), row(1)), _mm512_unpacklo_ps(row(2), row(3)));
+                let (high, high_next) = (_mm512_unpackhi_ps(row(0), row(1)), _mm512_unpackhi_ps(row(2), row(3)));
+                quads[rows] = _mm512_shuffle_ps::<0x44>(low, low_next);
+                quads[rows + 1] = _mm512_shuffle_ps::<0xee>(low, low_next);
+                quads[rows + 2] = _mm512_shuffle_ps::<0x44>(high, high_next);
+                quads[rows + 3] = _mm512_shuffle_ps::<0xee>(high, high_next);
+            }
+            for j in 0..4 {
+                let even = _mm512_shuffle_f32x4::<0x88>(quads[j], quads[4 + j]);
+                let odd = _mm512_shuffle_f32x4::<0xdd>(quads[j], quads[4 + j]);
+                let even_next = _mm512_shuffle_f32x4::<0x88>(quads[8 + j], quads[12 + j]);
+                let odd_next = _mm512_shuffle_f32x4::<0xdd>(quads[8 + j], quads[12 + j]);
+                _mm512_storeu_ps(to.add(j * to_step), _mm512_shuffle_f32x4::<0x88>(even, even_next));
+                _mm512_storeu_ps(to.add((4 + j) * to_step), _mm512_shuffle_f32x4::<0x88>(odd, odd_next));
+                _mm512_storeu_ps(to.add((8 + j) * to_step), _mm512_shuffle_f32x4::<0xdd>(even, even_next));
+                _mm512_storeu_ps(to.add((12 + j) * to_step), _mm512_shuffle_f32x4::<0xdd>(odd, odd_next));
+            }
+        }
     }
     #[inline(always)]
     unsafe fn sum(v: __m512) -> f32 {

@@ -1,10 +1,10 @@
-"""Check an ONNX export: onnx.checker in full, then onnxruntime against expected maps.
+"""Check an ONNX export: onnx.checker in full, then onnxruntime against expected outputs.
 
-check_onnx.py MODEL INPUT TOLERANCE EXPECTED1 EXPECTED2 EXPECTED3 EXPECTED4
+check_onnx.py MODEL INPUT TOLERANCE EXPECTED...
 
-INPUT is the image as raw little-endian f32, S*S values row by row. EXPECTEDn is the map of stage n as raw
-little-endian f32, channels last (pixels * channels). TOLERANCE bounds, for each stage, the largest difference divided by
-the stage's largest absolute value. Prints one line a stage; exits with 1 if any is beyond the tolerance. Needs numpy,
+INPUT is the image as raw little-endian f32, plane after plane, row by row. EXPECTED are the outputs, all of a network's
+stages or a classifier's logits and probabilities, as raw little-endian f32; maps channels last (pixels * channels).
+TOLERANCE bounds, for each output, the largest difference divided by its largest absolute value. Prints one line an output; exits with 1 if any is beyond the tolerance. Needs numpy,
 onnx and onnxruntime.
 """
 
@@ -26,14 +26,14 @@ def main():
     dtype = {"tensor(float)": np.float32, "tensor(float16)": np.float16}[given.type]
     image = np.fromfile(input_path, "<f4").reshape(given.shape).astype(dtype)
     names = [output.name for output in session.get_outputs()]
-    assert names == ["stage1", "stage2", "stage3", "stage4"], names
+    assert names in (["stage1", "stage2", "stage3", "stage4"], ["logits", "probabilities"]), names
 
     failed = False
     for name, got, path in zip(names, session.run(names, {given.name: image}), expected_paths, strict=True):
         assert got.dtype == dtype, (name, got.dtype)
-        batch, channels, height, width = got.shape
+        batch, channels, *pixels = got.shape
         assert batch == 1, got.shape
-        expected = np.fromfile(path, "<f4").reshape(height, width, channels).transpose(2, 0, 1)
+        expected = np.moveaxis(np.fromfile(path, "<f4").reshape(*pixels, channels), -1, 0)
         error = np.abs(got[0].astype(np.float64) - expected).max() / np.abs(expected).max()
         print(f"{name}: {dtype.__name__} {got.shape}, relative error {error:.2e}")
         failed |= not error <= float(tolerance)

@@ -9,7 +9,7 @@ use crate::backbone::weights::Conv;
 use crate::simd::{Isa, Kernel, Simd};
 
 use super::gemm::{Number, PackedMatrix, RowKernel, accumulate, in_row_groups};
-use super::memory::Memory;
+use super::memory::Areas;
 use super::network::Ends;
 use super::share::Share;
 
@@ -84,14 +84,14 @@ impl Direct {
     /// # Safety
     /// `memory` must be the arena in which the tensors of `ends` lie, of this convolution's shapes, and nobody but
     /// callers of this with the same `share` may use the output meanwhile.
-    pub(super) unsafe fn run(&self, isa: Isa, memory: Memory, ends: &Ends, bias: &[f32], share: &Share, thread: usize) {
+    pub(super) unsafe fn run(&self, isa: Isa, memory: Areas, ends: &Ends, bias: &[f32], share: &Share, thread: usize) {
         isa.run(DirectKernel { conv: self, memory, ends, bias, share, thread });
     }
 }
 
 struct DirectKernel<'a> {
     conv: &'a Direct,
-    memory: Memory,
+    memory: Areas,
     ends: &'a Ends,
     bias: &'a [f32],
     share: &'a Share,
@@ -143,7 +143,7 @@ impl DirectKernel<'_> {
 }
 
 struct DirectRows<'a, T> {
-    memory: Memory,
+    memory: Areas,
     ends: &'a Ends,
     stride: usize,
     skip: usize,

@@ -213,7 +213,7 @@ impl<T: Number> RowKernel for GemmRows<T> {
 }
 
 /// What is done with a group of M rows and a panel of N vectors.
-pub(super) trait RowKernel {
+pub(crate) trait RowKernel {
     /// The numbers of its panel.
     type Number: Number;
 
@@ -229,7 +229,7 @@ pub(super) trait RowKernel {
 /// # Safety
 /// The CPU must have `S`, and `rows` be rows of the kernel.
 #[inline(always)]
-pub(super) unsafe fn in_row_groups<S: Simd, K: RowKernel>(kernel: &K, rows: Range<usize>) {
+pub(crate) unsafe fn in_row_groups<S: Simd, K: RowKernel>(kernel: &K, rows: Range<usize>) {
     // SAFETY: as the caller promised; the number of vectors is the one that `panel_width` has packed.
     unsafe {
         if S::HALVES && K::Number::HALF {
@@ -282,16 +282,37 @@ pub(super) unsafe fn accumulate<S: Simd, T: Number, const M: usize, const N: usi
             return S::multiply_halves::<M, N>(sums, a, segments, length, b.cast());
         }
         for &segment in segments {
-            for k in segment..segment + length {
-                let row: [S::V; N] = std::array::from_fn(|n| T::load::<S>(b.wrapping_add(n * S::LANES)));
-                for m in 0..M {
-                    let x = S::splat(*a[m].add(k));
-                    for n in 0..N {
-                        sums[m][n] = S::fma(x, row[n], sums[m][n]);
-                    }
+            let from: [*const f32; M] = std::array::from_fn(|m| a[m].wrapping_add(segment));
+            accumulate_steps::<S, T, M, N>(sums, &from, 1, length, b, N * S::LANES);
+            b = b.wrapping_add(length * N * S::LANES);
+        }
+    }
+}
+
+/// The micro-kernel's inner loop: `sums[m][n] += Σ_k a[m][k · a_step] · b[k · b_step + …][n]` over `length` k.
+///
+/// # Safety
+/// The CPU must have `S`; `a` and `b` must be readable where they are read.
+#[inline(always)]
+pub(crate) unsafe fn accumulate_steps<S: Simd, T: Number, const M: usize, const N: usize>(
+    sums: &mut [[S::V; N]; M],
+    a: &[*const f32; M],
+    a_step: usize,
+    length: usize,
+    mut b: *const T,
+    b_step: usize,
+) {
+    for k in 0..length {
+        // SAFETY: as the caller promised.
+        unsafe {
+            let row: [S::V; N] = std::array::from_fn(|n| T::load::<S>(b.wrapping_add(n * S::LANES)));
+            for m in 0..M {
+                let x = S::splat(*a[m].wrapping_add(k * a_step));
+                for n in 0..N {
+                    sums[m][n] = S::fma(x, row[n], sums[m][n]);
                 }
-                b = b.add(N * S::LANES);
             }
+            b = b.wrapping_add(b_step);
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::backbone::Pyramid;
 struct Line([f32; LINE]);
 
 /// Floats in a cache line.
-pub(super) const LINE: usize = 16;
+pub(crate) const LINE: usize = 16;
 
 /// From this many bytes on, memory is asked for in huge pages: packed weights are read once a frame from front to back,
 /// and looking up 4 KiB pages costs some percent of the whole network.
@@ -18,7 +18,7 @@ pub(super) const LINE: usize = 16;
 const HUGE: usize = 2 << 20;
 
 /// A fixed number of floats, zero at first, on a cache-line boundary.
-pub(in crate::backbone) struct Aligned {
+pub(crate) struct Aligned {
     store: Store,
     len: usize,
 }
@@ -34,7 +34,7 @@ enum Store {
 }
 
 impl Aligned {
-    pub(in crate::backbone) fn zeros(len: usize) -> Self {
+    pub(crate) fn zeros(len: usize) -> Self {
         #[cfg(target_os = "linux")]
         if len * size_of::<f32>() >= HUGE
             && let Ok(pages) = memmap2::MmapMut::map_anon(len * size_of::<f32>() + HUGE)
@@ -48,7 +48,7 @@ impl Aligned {
         Self { store: Store::Lines(vec![Line([0.0; LINE]); len.div_ceil(LINE)]), len }
     }
 
-    pub(in crate::backbone) fn as_slice(&self) -> &[f32] {
+    pub(crate) fn as_slice(&self) -> &[f32] {
         let start = match &self.store {
             Store::Lines(lines) => lines.as_ptr().cast(),
             #[cfg(target_os = "linux")]
@@ -59,7 +59,7 @@ impl Aligned {
         unsafe { std::slice::from_raw_parts(start, self.len) }
     }
 
-    pub(in crate::backbone) fn as_mut_slice(&mut self) -> &mut [f32] {
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
         let start = match &mut self.store {
             Store::Lines(lines) => lines.as_mut_ptr().cast(),
             #[cfg(target_os = "linux")]
@@ -86,20 +86,20 @@ impl fmt::Debug for Aligned {
 
 /// Hands out places in an area that does not exist yet; once all are known, [`Layout::allocate`] makes it.
 #[derive(Debug, Default)]
-pub(in crate::backbone) struct Layout {
+pub(crate) struct Layout {
     len: usize,
 }
 
 impl Layout {
     /// A place for `len` floats, on a cache-line boundary; gives its offset.
-    pub(super) fn reserve(&mut self, len: usize) -> usize {
+    pub(crate) fn reserve(&mut self, len: usize) -> usize {
         let offset = self.len;
         self.len += len.next_multiple_of(LINE);
         offset
     }
 
     /// The area: zeros.
-    pub(in crate::backbone) fn allocate(self) -> Aligned {
+    pub(crate) fn allocate(self) -> Aligned {
         Aligned::zeros(self.len)
     }
 }
@@ -113,7 +113,7 @@ pub(in crate::backbone) enum Area {
     Pyramid,
 }
 
-/// The place of a float in [`Memory`].
+/// The place of a float in [`Areas`].
 #[derive(Clone, Copy, Debug)]
 pub(in crate::backbone) struct Place {
     area: Area,
@@ -137,35 +137,55 @@ impl std::ops::Add<usize> for Place {
     }
 }
 
-/// The memory that the threads of one step share: where each area starts.
+/// The start of memory that several threads share.
 #[derive(Clone, Copy)]
-pub(super) struct Memory {
-    arena: *mut f32,
-    pyramid: *mut f32,
-}
+pub(crate) struct Memory(*mut f32);
 
-// SAFETY: bare addresses. Each use says which part it touches, and that no two threads write the same.
+// SAFETY: a bare address. Each use says which part it touches, and that no two threads write the same.
 unsafe impl Send for Memory {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Memory {}
 
 impl Memory {
+    pub(crate) fn new(floats: &mut [f32]) -> Self {
+        Self(floats.as_mut_ptr())
+    }
+
+    /// The address of the float at `offset`.
+    ///
+    /// # Safety
+    /// `offset` must lie inside the memory.
+    #[inline(always)]
+    pub(crate) unsafe fn at(self, offset: usize) -> *mut f32 {
+        // SAFETY: as the caller promised.
+        unsafe { self.0.add(offset) }
+    }
+}
+
+/// All memory that the threads of one step share.
+#[derive(Clone, Copy)]
+pub(super) struct Areas {
+    arena: Memory,
+    pyramid: Memory,
+}
+
+impl Areas {
     pub(super) fn new(arena: &mut [f32], pyramid: &mut Pyramid) -> Self {
-        Self { arena: arena.as_mut_ptr(), pyramid: pyramid.memory().as_mut_ptr() }
+        Self { arena: Memory::new(arena), pyramid: Memory::new(pyramid.memory()) }
     }
 
     /// The address of the float at `place`.
     ///
     /// # Safety
-    /// `place` must lie inside the memory.
+    /// `place` must lie inside its area.
     #[inline(always)]
     pub(super) unsafe fn at(self, place: Place) -> *mut f32 {
-        let start = match place.area {
+        let area = match place.area {
             Area::Arena => self.arena,
             Area::Pyramid => self.pyramid,
         };
         // SAFETY: as the caller promised.
-        unsafe { start.add(place.offset) }
+        unsafe { area.at(place.offset) }
     }
 }
 

@@ -17,11 +17,11 @@
 
 mod direct;
 pub(crate) mod gemm;
-pub(in crate::backbone) mod memory;
-mod network;
+pub(crate) mod memory;
+pub(crate) mod network;
 mod share;
 mod stem;
-mod winograd;
+pub(crate) mod winograd;
 
 use std::sync::Arc;
 
@@ -88,7 +88,7 @@ impl CpuBackbone {
         }
         assert!(isa.is_available(), "this CPU has no {isa}");
         assert!((1..=4).contains(&options.depth), "a ResNet18 has 4 stages, not {}", options.depth);
-        let network = Network::new(net, size, options, isa, workers.count());
+        let network = Network::new(net.convs(), size, options, isa, workers.count());
         Ok(Self { size, identity: net.identity(), workers, network })
     }
 
@@ -136,7 +136,7 @@ impl CpuBackbone {
         if wanted > built {
             return Err(BackboneError::Stage { wanted, built });
         }
-        self.network.run(image, pyramid, &self.workers, observe);
+        self.network.run(&[image], pyramid, &self.workers, observe);
         Ok(())
     }
 }

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
+use crate::backbone::Pyramid;
 use crate::backbone::weights::Conv;
-use crate::backbone::{Pyramid, ResNet18};
 use crate::simd::{Isa, Simd};
 use crate::workers::Workers;
 
 use super::Options;
 use super::direct::{self, Direct};
-use super::memory::{Aligned, Area, LINE, Layout, Memory, Tensor};
+use super::memory::{Aligned, Area, Areas, LINE, Layout, Tensor};
 use super::share::Share;
 use super::stem::Stem;
 use super::winograd::{Tile, Winograd};
@@ -106,7 +106,7 @@ enum Work {
 
 /// A ResNet18 for images of one size: packed weights, the steps, and the arena in which every tensor has its place.
 #[derive(Debug)]
-pub(super) struct Network {
+pub(crate) struct Network {
     isa: Isa,
     input: Tensor,
     /// Shared by all engines made of this one.
@@ -122,17 +122,19 @@ pub(super) struct Network {
 /// and to which the second convolution adds, and `inner`, between the two convolutions. What `kept` holds in the end is
 /// the stage's output, so it lies in the caller's pyramid from the start.
 impl Network {
-    pub(super) fn new(net: &ResNet18, size: usize, options: Options, isa: Isa, threads: usize) -> Self {
+    /// For the twenty convolutions of a ResNet18, of which the first may have any number of inputs.
+    pub(crate) fn new(convs: &[Conv], size: usize, options: Options, isa: Isa, threads: usize) -> Self {
         let Options { method, depth } = options;
         let mut layout = Layout::default();
         let mut steps = Vec::new();
-        let mut convs = net.convs().iter();
-        let mut next = || convs.next().expect("ResNet18 has checked that every convolution is there");
+        let mut convs = convs.iter();
+        let mut next = || convs.next().expect("every convolution is there");
 
-        let input = Tensor::new(&mut layout, Area::Arena, size, 1, 3);
+        let first = next();
+        let input = Tensor::new(&mut layout, Area::Arena, size, first.inputs, 3);
         let maps = Pyramid::place(&mut Layout::default(), size, depth);
         let mut before = maps[0];
-        steps.push(Step::stem(next(), input, before, isa));
+        steps.push(Step::stem(first, input, before, isa));
         for (stage, &kept) in maps[..depth].iter().enumerate() {
             let mut convolution = |input, output, add, relu| {
                 Step::convolution(next(), stage + 1, Ends { input, output, add, relu }, method, isa)
@@ -167,19 +169,31 @@ impl Network {
         self.depth
     }
 
-    /// Runs all steps up to the last stage that `pyramid` holds; `observe` hears of each when it is done.
-    pub(super) fn run(
+    /// Runs all steps up to the last stage that `pyramid` holds on an image of one plane or several; `observe` hears of
+    /// each when it is done.
+    pub(crate) fn run(
         &mut self,
-        image: &[f32],
+        planes: &[&[f32]],
         pyramid: &mut Pyramid,
         workers: &Workers,
         mut observe: impl FnMut(&StepInfo),
     ) {
         let depth = pyramid.depth();
-        let memory = Memory::new(self.arena.as_mut_slice(), pyramid);
-        for (y, row) in image.chunks_exact(self.input.side).enumerate() {
-            // SAFETY: row `y` of the input lies in the arena, which nobody else uses.
-            unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), memory.at(self.input.pixel(y, 0)), row.len()) };
+        let memory = Areas::new(self.arena.as_mut_slice(), pyramid);
+        let (input, channels) = (self.input, self.input.channels);
+        assert_eq!(planes.len(), channels, "as many planes as the first convolution has inputs");
+        for (c, plane) in planes.iter().enumerate() {
+            for (y, row) in plane.chunks_exact(input.side).take(input.side).enumerate() {
+                // SAFETY: row `y` of the input lies in the arena, which nobody else uses.
+                unsafe {
+                    let to = memory.at(input.pixel(y, 0));
+                    if channels == 1 {
+                        std::ptr::copy_nonoverlapping(row.as_ptr(), to, row.len());
+                    } else {
+                        row.iter().enumerate().for_each(|(x, &value)| *to.add(x * channels + c) = value);
+                    }
+                }
+            }
         }
         let isa = self.isa;
         for Step { info, work, .. } in self.steps.iter().take_while(|step| step.depth <= depth) {

@@ -10,7 +10,7 @@ use crate::backbone::weights::Conv;
 use crate::simd::{Isa, Kernel, Simd};
 
 use super::gemm::{Number, PackedMatrix, RowKernel, accumulate, in_row_groups};
-use super::memory::{Memory, Place, Tensor};
+use super::memory::{Areas, Place, Tensor};
 use super::share::Share;
 
 /// conv1's kernel side.
@@ -22,7 +22,7 @@ const ROWS: usize = 2 * BAND + 1;
 /// Never the maximum of anything, and times zero it is zero.
 const LOWEST: f32 = f32::MIN;
 
-/// Rows in the order (kernel row, kernel column).
+/// Rows in the order (kernel row, kernel column, input).
 #[derive(Debug)]
 enum Weights {
     Single(PackedMatrix),
@@ -36,23 +36,28 @@ pub(super) struct Stem {
     weights: Weights,
     /// Always [`KERNEL`], but not to the compiler: loops that it unrolls seven times run out of registers.
     kernel: usize,
+    /// Floats of a pixel of the input.
+    inputs: usize,
     channels: usize,
 }
 
 impl Stem {
     pub(super) fn new(conv: &Conv, isa: Isa) -> Self {
-        assert!(conv.inputs == 1 && conv.kernel == KERNEL && conv.stride == 2, "conv1 of a grey ResNet");
-        let weight = |row: usize, column: usize, o: usize| conv.weight[(o * KERNEL + row) * KERNEL + column];
+        assert!(conv.kernel == KERNEL && conv.stride == 2, "conv1 of a ResNet");
+        let inputs = conv.inputs;
+        let weight = |row: usize, column: usize, input: usize, o: usize| {
+            conv.weight[((o * inputs + input) * KERNEL + row) * KERNEL + column]
+        };
         let weights = if isa.multiplies_halves() {
-            Weights::Half(PackedMatrix::new(isa, KERNEL * 8, conv.outputs, |k, o| {
-                let (row, column) = (k / 8, k % 8);
-                if column < KERNEL { f16::from_f32(weight(row, column, o)) } else { f16::ZERO }
+            Weights::Half(PackedMatrix::new(isa, KERNEL * 8 * inputs, conv.outputs, |k, o| {
+                let (row, column, input) = (k / inputs / 8, k / inputs % 8, k % inputs);
+                if column < KERNEL { f16::from_f32(weight(row, column, input, o)) } else { f16::ZERO }
             }))
         } else {
-            let single = |k: usize, o: usize| weight(k / KERNEL, k % KERNEL, o);
-            Weights::Single(PackedMatrix::new(isa, KERNEL * KERNEL, conv.outputs, single))
+            let single = |k: usize, o: usize| weight(k / inputs / KERNEL, k / inputs % KERNEL, k % inputs, o);
+            Weights::Single(PackedMatrix::new(isa, KERNEL * KERNEL * inputs, conv.outputs, single))
         };
-        Self { weights, kernel: conv.kernel, channels: conv.outputs }
+        Self { weights, kernel: conv.kernel, inputs, channels: conv.outputs }
     }
 
     pub(super) fn name(&self) -> &'static str {
@@ -90,7 +95,7 @@ impl Stem {
     pub(super) unsafe fn run(
         &self,
         isa: Isa,
-        memory: Memory,
+        memory: Areas,
         input: &Tensor,
         output: &Tensor,
         bias: &[f32],
@@ -106,7 +111,7 @@ impl Stem {
 
 struct StemKernel<'a> {
     conv: &'a Stem,
-    memory: Memory,
+    memory: Areas,
     input: &'a Tensor,
     output: &'a Tensor,
     bias: &'a [f32],
@@ -163,8 +168,10 @@ impl StemKernel<'_> {
         // SAFETY: as the caller promised. An eighth column still lies inside the border, for the last pixel too.
         unsafe {
             match &self.conv.weights {
-                Weights::Single(weights) => self.convolve_by::<S, _>(weights, self.conv.kernel, y, out),
-                Weights::Half(weights) => self.convolve_by::<S, _>(weights, 8, y, out),
+                Weights::Single(weights) => {
+                    self.convolve_by::<S, _>(weights, self.conv.kernel * self.conv.inputs, y, out);
+                }
+                Weights::Half(weights) => self.convolve_by::<S, _>(weights, 8 * self.conv.inputs, y, out),
             }
         }
     }
@@ -185,6 +192,7 @@ impl StemKernel<'_> {
                     input: self.memory.at(self.input.bordered(2 * y, 0)).cast_const(),
                     segments: &segments[..self.conv.kernel],
                     length,
+                    step: 2 * self.conv.inputs,
                     panel: weights.panel_ptr(panel),
                     out: out.add(self.conv.channels + panel * weights.panel()),
                     channels: self.conv.channels,
@@ -234,8 +242,10 @@ struct StemRows<'a, T> {
     input: *const f32,
     /// The offsets of the rows of a window.
     segments: &'a [usize],
-    /// Columns of a window.
+    /// Numbers of a row of a window.
     length: usize,
+    /// From a window to the next.
+    step: usize,
     panel: *const T,
     out: *mut f32,
     channels: usize,
@@ -248,7 +258,7 @@ impl<T: Number> RowKernel for StemRows<'_, T> {
     unsafe fn rows<S: Simd, const M: usize, const N: usize>(&self, first: usize) {
         // SAFETY: whoever made this vouches for the row.
         unsafe {
-            let a: [*const f32; M] = std::array::from_fn(|m| self.input.add(2 * (first + m)));
+            let a: [*const f32; M] = std::array::from_fn(|m| self.input.add(self.step * (first + m)));
             let mut sums = [[S::splat(0.0); N]; M];
             accumulate::<S, T, M, N>(&mut sums, &a, self.segments, self.length, self.panel);
             for (m, row) in sums.iter().enumerate() {

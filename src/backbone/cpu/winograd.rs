@@ -14,7 +14,7 @@ use crate::backbone::weights::Conv;
 use crate::simd::{Isa, Kernel, Simd};
 
 use super::gemm::{GemmRows, Number, PackedMatrix, in_row_groups, panel_width};
-use super::memory::{LINE, Memory, Place};
+use super::memory::{Areas, LINE, Place};
 use super::network::Ends;
 use super::share::Share;
 
@@ -173,7 +173,7 @@ impl Winograd {
     pub(super) unsafe fn run(
         &self,
         isa: Isa,
-        memory: Memory,
+        memory: Areas,
         ends: &Ends,
         bias: &[f32],
         share: &Share,
@@ -189,7 +189,7 @@ impl Winograd {
 
 struct WinogradKernel<'a> {
     conv: &'a Winograd,
-    memory: Memory,
+    memory: Areas,
     ends: &'a Ends,
     bias: &'a [f32],
     share: &'a Share,
@@ -376,7 +376,7 @@ impl WinogradKernel<'_> {
 
 /// The three matrices of a minimal filter that makes OUT values of IN with a kernel of 3, each applied to one row or
 /// column.
-trait Filter<const IN: usize, const OUT: usize> {
+pub(crate) trait Filter<const IN: usize, const OUT: usize> {
     /// Pixels by which the kernel moves.
     const STRIDE: usize = 1;
     /// G, for the weights, without rows that are the same as another.
@@ -412,7 +412,7 @@ impl Filter<4, 2> for F2 {
     }
 }
 
-struct F4;
+pub(crate) struct F4;
 
 // SAFETY (whole impl): vector arithmetic only; the CPU has `S`.
 #[allow(clippy::undocumented_unsafe_blocks)]

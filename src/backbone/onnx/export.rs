@@ -5,6 +5,7 @@ use prost::Message;
 use super::proto::*;
 use crate::backbone::weights::{Conv, Precision, ResNet18, WeightsError};
 use crate::backbone::{BackboneError, INPUT_MEAN, INPUT_STD, STAGE_CHANNELS, STAGE_STRIDES, is_side};
+use crate::classifier::{Folded, SIDE};
 
 /// The network as an ONNX model (IR version 8, opset 17) for images of side `size`.
 ///
@@ -23,69 +24,40 @@ pub fn export_onnx(network: &ResNet18, size: usize, precision: Precision) -> Res
         return Err(BackboneError::Side(size).into());
     }
     let mut graph = Graph { precision, nodes: Vec::new(), initializers: Vec::new() };
-    let mut convs = network.convs().iter().peekable();
-    let mut x = "image".to_owned();
-    let mut block = 0;
-    while let Some(conv) = convs.next() {
-        if conv.name == "conv1" {
-            x = graph.conv(conv, &x)?;
-            x = graph.node("Relu", &[&x], "conv1.relu", Vec::new());
-            let window = vec![ints("kernel_shape", &[3, 3]), ints("pads", &[1; 4]), ints("strides", &[2, 2])];
-            x = graph.node("MaxPool", &[&x], "maxpool", window);
-            continue;
-        }
-        // A block: conv1, conv2, and a downsample where the shape changes.
-        let prefix = conv.name.trim_end_matches(".conv1").to_owned();
-        let shortcut = x.clone();
-        let y = graph.conv(conv, &x)?;
-        let y = graph.node("Relu", &[&y], &format!("{prefix}.relu1"), Vec::new());
-        let Some(second) = convs.next() else { break };
-        let y = graph.conv(second, &y)?;
-        let shortcut = match convs.next_if(|conv| conv.name.ends_with(".downsample")) {
-            Some(conv) => graph.conv(conv, &shortcut)?,
-            None => shortcut,
-        };
-        let sum = graph.node("Add", &[&y, &shortcut], &format!("{prefix}.add"), Vec::new());
-        block += 1;
-        let out = if block % 2 == 0 { format!("stage{}", block / 2) } else { format!("{prefix}.relu2") };
-        x = graph.node("Relu", &[&sum], &out, Vec::new());
-    }
-
-    let value = |name: &str, dims: [usize; 4]| ValueInfoProto {
-        name: Some(name.to_owned()),
-        r#type: Some(TypeProto {
-            tensor_type: Some(TensorTypeProto {
-                elem_type: Some(graph.elem_type()),
-                shape: Some(TensorShapeProto {
-                    dim: dims.iter().map(|&d| DimensionProto { dim_value: Some(d as i64) }).collect(),
-                }),
-            }),
-        }),
-    };
+    graph.stages(network.convs())?;
     let outputs = (0..4).map(|s| {
         let side = size / STAGE_STRIDES[s];
-        value(&format!("stage{}", s + 1), [1, STAGE_CHANNELS[s], side, side])
+        graph.value(&format!("stage{}", s + 1), &[1, STAGE_CHANNELS[s], side, side])
     });
-    let (input, output) = (vec![value("image", [1, 1, size, size])], outputs.collect());
-    let property = |key: &str, value: String| StringStringEntryProto { key: Some(key.into()), value: Some(value) };
-    let model = ModelProto {
-        ir_version: Some(8),
-        producer_name: Some("cellgate".into()),
-        doc_string: Some("Grey ResNet18, batch norm folded; outputs are the four stages.".into()),
-        graph: Some(GraphProto {
-            node: graph.nodes,
-            name: Some("resnet18".into()),
-            initializer: graph.initializers,
-            input,
-            output,
-        }),
-        opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(17) }],
-        metadata_props: vec![
-            property("cellgate.identity", network.identity().to_string()),
-            property("cellgate.input", format!("1 channel, (x/white - {INPUT_MEAN})/{INPUT_STD}")),
-        ],
-    };
-    Ok(model.encode_to_vec())
+    let (input, output) = (vec![graph.value("image", &[1, 1, size, size])], outputs.collect());
+    let properties = [
+        ("cellgate.identity", network.identity().to_string()),
+        ("cellgate.input", format!("1 channel, (x/white - {INPUT_MEAN})/{INPUT_STD}")),
+    ];
+    Ok(graph.model("Grey ResNet18, batch norm folded; outputs are the four stages.", input, output, &properties))
+}
+
+/// A trained classifier as an ONNX model, as [`export_onnx`] otherwise: input `image` is `[1, planes, 64, 64]`, outputs are
+/// `logits` and their softmax, `probabilities`, each `[1, classes]`.
+///
+/// # Errors
+/// A number does not fit FP16.
+pub fn export_classifier(net: &Folded, precision: Precision) -> Result<Vec<u8>, WeightsError> {
+    let (features, classes) = (STAGE_CHANNELS[3], net.classes);
+    let mut graph = Graph { precision, nodes: Vec::new(), initializers: Vec::new() };
+    let map = graph.stages(&net.convs)?;
+    let mean = graph.node("GlobalAveragePool", &[&map], "mean", Vec::new());
+    let mean = graph.node("Flatten", &[&mean], "features", Vec::new());
+    // Gemm's right side is features × classes.
+    let weight: Vec<f32> =
+        (0..features * classes).map(|at| net.fc_weight[at % classes * features + at / classes]).collect();
+    graph.tensor("fc.weight", &[features, classes], &weight)?;
+    graph.tensor("fc.bias", &[classes], &net.fc_bias)?;
+    let logits = graph.node("Gemm", &[&mean, "fc.weight", "fc.bias"], "logits", Vec::new());
+    graph.node("Softmax", &[&logits], "probabilities", Vec::new());
+    let input = vec![graph.value("image", &[1, net.inputs, SIDE, SIDE])];
+    let output = ["logits", "probabilities"].map(|name| graph.value(name, &[1, classes])).to_vec();
+    Ok(graph.model("Classifier: ResNet18, batch norm folded.", input, output, &[]))
 }
 
 struct Graph {
@@ -100,6 +72,74 @@ impl Graph {
             Precision::F16 => FLOAT16,
             Precision::F32 => FLOAT,
         }
+    }
+
+    /// The convolutions up to the last stage, from the input `image`; gives the name of its map. Each stage's map is named
+    /// after it.
+    fn stages(&mut self, convs: &[Conv]) -> Result<String, WeightsError> {
+        let mut convs = convs.iter().peekable();
+        let mut x = "image".to_owned();
+        let mut block = 0;
+        while let Some(conv) = convs.next() {
+            if conv.name == "conv1" {
+                x = self.conv(conv, &x)?;
+                x = self.node("Relu", &[&x], "conv1.relu", Vec::new());
+                let window = vec![ints("kernel_shape", &[3, 3]), ints("pads", &[1; 4]), ints("strides", &[2, 2])];
+                x = self.node("MaxPool", &[&x], "maxpool", window);
+                continue;
+            }
+            // A block: conv1, conv2, and a downsample where the shape changes.
+            let prefix = conv.name.trim_end_matches(".conv1").to_owned();
+            let shortcut = x.clone();
+            let y = self.conv(conv, &x)?;
+            let y = self.node("Relu", &[&y], &format!("{prefix}.relu1"), Vec::new());
+            let Some(second) = convs.next() else { break };
+            let y = self.conv(second, &y)?;
+            let shortcut = match convs.next_if(|conv| conv.name.ends_with(".downsample")) {
+                Some(conv) => self.conv(conv, &shortcut)?,
+                None => shortcut,
+            };
+            let sum = self.node("Add", &[&y, &shortcut], &format!("{prefix}.add"), Vec::new());
+            block += 1;
+            let out = if block % 2 == 0 { format!("stage{}", block / 2) } else { format!("{prefix}.relu2") };
+            x = self.node("Relu", &[&sum], &out, Vec::new());
+        }
+        Ok(x)
+    }
+
+    fn value(&self, name: &str, dims: &[usize]) -> ValueInfoProto {
+        let dim = dims.iter().map(|&d| DimensionProto { dim_value: Some(d as i64) }).collect();
+        let shape = Some(TensorShapeProto { dim });
+        let tensor_type = Some(TensorTypeProto { elem_type: Some(self.elem_type()), shape });
+        ValueInfoProto { name: Some(name.to_owned()), r#type: Some(TypeProto { tensor_type }) }
+    }
+
+    fn model(
+        self,
+        about: &str,
+        input: Vec<ValueInfoProto>,
+        output: Vec<ValueInfoProto>,
+        properties: &[(&str, String)],
+    ) -> Vec<u8> {
+        let property = |(key, value): &(&str, String)| StringStringEntryProto {
+            key: Some((*key).into()),
+            value: Some(value.clone()),
+        };
+        let model = ModelProto {
+            ir_version: Some(8),
+            producer_name: Some("cellgate".into()),
+            doc_string: Some(about.into()),
+            graph: Some(GraphProto {
+                node: self.nodes,
+                name: Some("resnet18".into()),
+                initializer: self.initializers,
+                input,
+                output,
+            }),
+            opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(17) }],
+            metadata_props: properties.iter().map(property).collect(),
+        };
+        model.encode_to_vec()
     }
 
     /// Adds a node whose one output has the node's name, and returns that.

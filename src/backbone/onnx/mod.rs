@@ -5,5 +5,5 @@ mod import;
 mod measure;
 mod proto;
 
-pub use export::export_onnx;
+pub use export::{export_classifier, export_onnx};
 pub(crate) use import::import_onnx;

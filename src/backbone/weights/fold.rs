@@ -4,7 +4,7 @@ use super::tensors::{Tensors, check_names};
 use super::{Conv, ConvShape, ResNet18, WeightsError, architecture};
 
 /// torchvision's batch norm epsilon.
-const BN_EPSILON: f64 = 1e-5;
+pub(crate) const BN_EPSILON: f64 = 1e-5;
 /// ImageNet's channel means, of full scale: the input normalisation that torchvision's weights expect.
 const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 /// ImageNet's channel standard deviations.
@@ -129,7 +129,7 @@ pub(crate) fn check_variance(name: &str, values: &[f32]) -> Result<(), WeightsEr
 const NORM_PARTS: [&str; 4] = ["weight", "bias", "running_mean", "running_var"];
 
 /// torchvision's names of a convolution and of its batch norm.
-fn torchvision_names(name: &str) -> (String, String) {
+pub(crate) fn torchvision_names(name: &str) -> (String, String) {
     match name.strip_suffix(".downsample") {
         Some(prefix) => (format!("{prefix}.downsample.0"), format!("{prefix}.downsample.1")),
         None => (name.to_owned(), name.replace("conv", "bn")),

@@ -6,7 +6,7 @@
 
 mod error;
 mod file;
-pub(super) mod fold;
+pub(crate) mod fold;
 mod pickle;
 mod pth;
 pub mod safetensors;
