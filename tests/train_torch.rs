@@ -101,7 +101,7 @@ fn cases() -> [(&'static str, Network, Settings); 2] {
 fn follows(torch: &Record, network: &Network, settings: &Settings) {
     let (inputs, labels) = batch(network.inputs());
     let near = |what: &str, got: &[f32], expected: &Sketch, limit: f32| {
-        let far = sketch(got).iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let far = sketch(got).iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         let far = far / expected[0].max(1e-10);
         println!("{what}: {far:.1e}");
         assert!(far < limit, "{what}: {far:.1e}");
