@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::backbone::weights::fold::{BN_EPSILON, Norm, Trained, fold, torchvision_names};
-use crate::backbone::weights::{Conv, ConvShape};
-use crate::backbone::{ResNet18, STAGE_CHANNELS, STAGE_STRIDES};
+use crate::backbone::weights::{Conv, ConvShape, convolutions};
+use crate::backbone::{ResNet18, STAGE_CHANNELS};
 
 /// Output channels that lie next to one another; every layer has a multiple of them.
 pub(super) const GROUP: usize = 64;
@@ -119,7 +119,7 @@ impl Shape {
             at += count.next_multiple_of(16);
             start
         };
-        let shapes = self.convs();
+        let shapes = convolutions(self.inputs, self.widths);
         let weights: Vec<usize> = shapes.iter().map(|s| take(s.weight_len())).collect();
         let features = self.widths[3];
         let fc_weight = take(self.classes * features);
@@ -134,33 +134,6 @@ impl Shape {
         let convs = convs.collect();
         let fc_bias = take(self.classes);
         Places { convs, fc_weight, fc_bias, decayed, parameters: take(0), running }
-    }
-
-    /// The convolutions, in the order of [`ResNet18::convs`].
-    fn convs(&self) -> Vec<ConvShape> {
-        let conv = |name: String, inputs, outputs, kernel, stride, reduction| ConvShape {
-            name,
-            inputs,
-            outputs,
-            kernel,
-            stride,
-            reduction,
-        };
-        let mut convs = vec![conv("conv1".into(), self.inputs, self.widths[0], 7, 2, 2)];
-        let mut inputs = self.widths[0];
-        for (layer, (outputs, reduction)) in self.widths.into_iter().zip(STAGE_STRIDES).enumerate() {
-            for block in 0..2 {
-                let prefix = format!("layer{}.{block}", layer + 1);
-                let stride = if block == 0 && layer > 0 { 2 } else { 1 };
-                convs.push(conv(format!("{prefix}.conv1"), inputs, outputs, 3, stride, reduction));
-                convs.push(conv(format!("{prefix}.conv2"), outputs, outputs, 3, 1, reduction));
-                if stride == 2 {
-                    convs.push(conv(format!("{prefix}.downsample"), inputs, outputs, 1, 2, reduction));
-                }
-                inputs = outputs;
-            }
-        }
-        convs
     }
 }
 
@@ -448,7 +421,7 @@ impl Folded {
     pub(super) fn check(&self) -> Result<(), NetworkError> {
         let Self { inputs, classes, .. } = *self;
         let network = Network::shape_of(inputs, classes, STAGE_CHANNELS)?;
-        let shapes = network.convs();
+        let shapes = convolutions(network.inputs, network.widths);
         let wrong = |name: &str, expected: Vec<usize>, got: Vec<usize>, values: usize| {
             Err(NetworkError::Shape { name: name.into(), expected, got, values })
         };

@@ -80,6 +80,11 @@ impl ConvShape {
 /// The twenty convolutions of a grey ResNet18, in the order in which [`ResNet18`] keeps them.
 #[must_use]
 pub fn architecture() -> Vec<ConvShape> {
+    convolutions(1, super::STAGE_CHANNELS)
+}
+
+/// The same with another number of input planes, and `widths` channels in the four stages.
+pub(crate) fn convolutions(planes: usize, widths: [usize; 4]) -> Vec<ConvShape> {
     let conv = |name: String, inputs, outputs, kernel, stride, reduction| ConvShape {
         name,
         inputs,
@@ -88,10 +93,9 @@ pub fn architecture() -> Vec<ConvShape> {
         stride,
         reduction,
     };
-    let mut convs = vec![conv("conv1".into(), 1, 64, 7, 2, 2)];
-    let mut inputs = 64;
-    for (layer, outputs) in super::STAGE_CHANNELS.into_iter().enumerate() {
-        let reduction = super::STAGE_STRIDES[layer];
+    let mut convs = vec![conv("conv1".into(), planes, widths[0], 7, 2, 2)];
+    let mut inputs = widths[0];
+    for (layer, (outputs, reduction)) in widths.into_iter().zip(super::STAGE_STRIDES).enumerate() {
         for block in 0..2 {
             let prefix = format!("layer{}.{block}", layer + 1);
             let stride = if block == 0 && layer > 0 { 2 } else { 1 };
