@@ -13,12 +13,9 @@ fn json(arguments: &[&str]) -> serde_json::Value {
 fn layers_are_counted_and_stop_at_the_last_stage() {
     let three = json(&["--layers", "--size", "64", "--stages", "1,3", "--runs", "3", "--threads", "2"]);
     let steps = three["steps"].as_array().unwrap();
-    let convolutions: Vec<_> = steps.iter().filter(|step| step["multiply_adds"].as_u64().unwrap() > 0).collect();
-    // conv1, four of stage 1, five each of stages 2 and 3.
-    assert_eq!(convolutions.len(), 15);
-    assert_eq!(convolutions[0]["multiply_adds"], 32 * 32 * 49 * 64);
-    // Two stages are wanted, so two maps are copied out.
-    assert_eq!(steps.iter().filter(|step| step["step"] == "output").count(), 2);
+    // conv1, four of stage 1, five each of stages 2 and 3; no map is copied out.
+    assert_eq!(steps.len(), 15);
+    assert_eq!(steps[0]["multiply_adds"], 32 * 32 * 49 * 64);
     for step in steps {
         assert!(step["performed"].as_u64() <= step["multiply_adds"].as_u64(), "{step}");
         assert!(step["map_bytes"].as_u64() > Some(0) && step["ms"].is_number() && step["roof_share"].is_number());
