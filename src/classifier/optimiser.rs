@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::backbone::cpu::memory::Memory;
+use crate::backbone::cpu::share::Share;
 use crate::simd::{Isa, Kernel, Simd};
 use crate::workers::Workers;
 
@@ -20,7 +21,7 @@ pub struct Settings {
     pub beta2: f32,
     /// Added to the root of the squared gradient's mean.
     pub epsilon: f32,
-    /// Share of each label that is spread over all classes, 0 to 1.
+    /// Share of each label that is spread over all classes, from 0 to less than 1.
     pub label_smoothing: f32,
     /// A weight for each class; `None` weighs all alike.
     pub class_weights: Option<Vec<f32>>,
@@ -37,6 +38,24 @@ impl Default for Settings {
             label_smoothing: 0.0,
             class_weights: None,
         }
+    }
+}
+
+impl Settings {
+    /// The first number that cannot be: its name, what it is, and what there is.
+    pub(super) fn wrong(&self) -> Option<(&'static str, f32, &'static str)> {
+        let positive = |x: f32| x.is_finite() && x >= 0.0;
+        let share = |x: f32| (0.0..1.0).contains(&x);
+        let (a_number, below_one) = ("a number from 0 on", "from 0 to less than 1");
+        let all = [
+            ("the learning rate", self.lr, a_number, positive(self.lr)),
+            ("the weight decay", self.weight_decay, a_number, positive(self.weight_decay)),
+            ("beta1", self.beta1, below_one, share(self.beta1)),
+            ("beta2", self.beta2, below_one, share(self.beta2)),
+            ("epsilon", self.epsilon, "a number above 0", self.epsilon > 0.0 && self.epsilon.is_finite()),
+            ("the label smoothing", self.label_smoothing, below_one, share(self.label_smoothing)),
+        ];
+        all.into_iter().find(|(.., right)| !right).map(|(name, value, expected, _)| (name, value, expected))
     }
 }
 
@@ -70,13 +89,10 @@ impl Adam {
             epsilon: settings.epsilon,
             keep: 1.0 - settings.lr * settings.weight_decay,
         };
-        let next = std::sync::atomic::AtomicUsize::new(0);
-        workers.run(&|_| {
-            loop {
-                let start = next.fetch_add(PART, std::sync::atomic::Ordering::Relaxed);
-                if start >= self.count {
-                    return;
-                }
+        let share = Share::new(workers.count());
+        workers.run(&|thread| {
+            while let Some(part) = share.take(thread, self.count.div_ceil(PART)) {
+                let start = part * PART;
                 let end = self.count.min(start + PART);
                 let middle = self.decayed.clamp(start, end);
                 isa.run(Part { adam: self, constants, range: start..middle });

@@ -19,7 +19,7 @@ mod direct;
 pub(crate) mod gemm;
 pub(crate) mod memory;
 pub(crate) mod network;
-mod share;
+pub(crate) mod share;
 mod stem;
 pub(crate) mod winograd;
 

@@ -5,7 +5,7 @@ use crate::classifier::network::GROUP;
 use crate::simd::Simd;
 
 use super::share::{Context, Map, Product, Segment, Work};
-use super::winograd::{Needs, Shared, Transpose};
+use super::winograd::{Needs, Shared};
 
 /// Output pixels of an item.
 const BLOCK: usize = 96;
@@ -302,6 +302,44 @@ impl Work for StemSum<'_> {
                     sum = S::add(sum, S::load(from.add(image * conv.kernel * count + at)));
                 }
                 S::store(to.add(at), sum);
+            }
+        }
+    }
+}
+
+/// A weight of `outputs/64 × taps × inputs × 64` becomes one of `inputs/64 × taps × outputs × 64`.
+struct Transpose {
+    from: *const f32,
+    to: *mut f32,
+    inputs: usize,
+    outputs: usize,
+    taps: usize,
+}
+
+// SAFETY: bare addresses; items write different blocks.
+unsafe impl Sync for Transpose {}
+
+impl Transpose {
+    fn items(&self) -> usize {
+        self.inputs / GROUP * self.taps * (self.outputs / GROUP)
+    }
+}
+
+impl Work for Transpose {
+    #[inline(always)]
+    unsafe fn item<S: Simd>(&self, item: usize, _: usize) {
+        let Self { inputs, outputs, taps, .. } = *self;
+        let (in_groups, out_groups) = (inputs / GROUP, outputs / GROUP);
+        let (output, tap, input) = (item / (taps * in_groups), item / in_groups % taps, item % in_groups);
+        debug_assert!(output < out_groups);
+        // SAFETY: both sides are as large as the struct says.
+        unsafe {
+            let from = self.from.add(((output * taps + tap) * inputs + input * GROUP) * GROUP);
+            let to = self.to.add(((input * taps + tap) * outputs + output * GROUP) * GROUP);
+            for i in (0..GROUP).step_by(S::LANES) {
+                for o in (0..GROUP).step_by(S::LANES) {
+                    S::transpose(from.add(i * GROUP + o), GROUP, to.add(o * GROUP + i), GROUP);
+                }
             }
         }
     }

@@ -8,7 +8,7 @@
 //! - `norm`: batch norm, ReLU, shortcuts, and the maximum after the stem;
 //! - `head`: the last layer and the loss.
 //!
-//! The threads take items of work from a counter; sums over the batch are made in a fixed order, so that a training gives
+//! The threads share items of work as the engine's do; sums over the batch are made in a fixed order, so that a training gives
 //! the same to the bit for any number of threads.
 
 mod direct;
@@ -81,6 +81,16 @@ pub enum TrainError {
         classes: usize,
         /// The weights given.
         got: Vec<f32>,
+    },
+    /// A setting is not a number, or out of range.
+    #[error("training: {name} is {value}, expected {expected}")]
+    Setting {
+        /// Which.
+        name: &'static str,
+        /// What was given.
+        value: f32,
+        /// What there is.
+        expected: &'static str,
     },
     /// The loss is not a number. Parameters are as they were before the step.
     #[error(
@@ -353,7 +363,7 @@ impl Trainer {
     /// `labels` one class for each sample. Allocates nothing.
     ///
     /// # Errors
-    /// If sizes, labels or class weights are wrong, or the loss is not finite; nothing is changed then.
+    /// If sizes, labels or settings are wrong, or the loss is not finite; nothing is changed then.
     pub fn step(&mut self, inputs: &[f32], labels: &[usize], settings: &Settings) -> Result<StepResult, TrainError> {
         self.check(inputs, labels, settings)?;
         self.load(inputs);
@@ -414,6 +424,9 @@ impl Trainer {
         let classes = self.network.shape.classes;
         if let Some(index) = labels.iter().position(|&label| label >= classes) {
             return Err(TrainError::Label { index, label: labels[index], classes });
+        }
+        if let Some((name, value, expected)) = settings.wrong() {
+            return Err(TrainError::Setting { name, value, expected });
         }
         match &settings.class_weights {
             Some(weights) if weights.len() != classes || !weights.iter().all(|w| w.is_finite() && *w > 0.0) => {

@@ -1,9 +1,8 @@
 //! How the threads share a step of the training, maps in the arena, and the one matrix product that all convolutions use.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use crate::backbone::cpu::gemm::{RowKernel, accumulate_steps, in_row_groups};
 use crate::backbone::cpu::memory::{Layout, Memory};
+use crate::backbone::cpu::share::Share;
 use crate::simd::{Isa, Kernel, Simd};
 use crate::workers::Workers;
 
@@ -37,9 +36,8 @@ impl Context<'_> {
     /// # Safety
     /// No two items may write the same memory, nor one read what another writes.
     pub(super) unsafe fn share<W: Work>(&self, items: usize, work: &W) {
-        let next = AtomicUsize::new(0);
-        let (next, isa) = (&next, self.isa);
-        self.workers.run(&|thread| isa.run(Items { work, next, items, thread }));
+        let (share, isa) = (&Share::new(self.workers.count()), self.isa);
+        self.workers.run(&|thread| isa.run(Items { work, share, items, thread }));
     }
 }
 
@@ -54,7 +52,7 @@ pub(super) trait Work: Sync {
 
 struct Items<'a, W> {
     work: &'a W,
-    next: &'a AtomicUsize,
+    share: &'a Share,
     items: usize,
     thread: usize,
 }
@@ -64,11 +62,7 @@ impl<W: Work> Kernel for Items<'_, W> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        loop {
-            let item = self.next.fetch_add(1, Ordering::Relaxed);
-            if item >= self.items {
-                return;
-            }
+        while let Some(item) = self.share.take(self.thread, self.items) {
             // SAFETY: each item is taken once; the rest is the promise of `Context::share`'s caller.
             unsafe { self.work.item::<S>(item, self.thread) };
         }

@@ -316,6 +316,20 @@ fn a_loss_that_is_not_finite_names_the_step_and_changes_nothing() {
         let settings = Settings { class_weights: Some(weights), ..Settings::default() };
         assert!(matches!(trainer.step(&inputs, &[0, 1], &settings), Err(TrainError::ClassWeights { .. })));
     }
+    let good = Settings::default;
+    for (name, settings) in [
+        ("the learning rate", Settings { lr: f32::NAN, ..good() }),
+        ("the weight decay", Settings { weight_decay: -1.0, ..good() }),
+        ("beta1", Settings { beta1: 1.0, ..good() }),
+        ("beta2", Settings { beta2: f32::INFINITY, ..good() }),
+        ("epsilon", Settings { epsilon: 0.0, ..good() }),
+        ("the label smoothing", Settings { label_smoothing: 1.5, ..good() }),
+    ] {
+        let before = trainer.state();
+        let refused = trainer.step(&inputs, &[0, 1], &settings);
+        assert!(matches!(refused, Err(TrainError::Setting { name: named, .. }) if named == name), "{refused:?}");
+        assert!(trainer.state() == before);
+    }
 }
 
 #[test]
