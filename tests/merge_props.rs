@@ -178,7 +178,7 @@ proptest! {
         let mut embedding = Embedding::new(grid, k);
         embedder.project(&pyramid).read_into(&mut embedding);
         let mut got = vec![0.0; grid * grid];
-        mahalanobis(&packed.view(), embedder.projected(&pyramid), &mut got);
+        mahalanobis(&packed.view(), embedder.project(&pyramid), &mut got);
         // Against the very numbers that are stored, and against those before they were rounded to halves.
         for (statistics, limit) in [(&packed, 1e-4), (&exact, if half { 1e-2 } else { 1e-4 })] {
             let want = mahalanobis_dense(&statistics.view(), &embedding);

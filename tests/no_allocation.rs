@@ -1,10 +1,14 @@
-//! After start, the way from a frame to a verdict allocates nothing. A test program of its own, since it counts every
+//! After start, the way from a frame to a verdict allocates nothing, nor does the classifier. A test program of its own, since it counts every
 //! allocation of the process.
 
 use std::sync::Arc;
 
 use cellgate::backbone::ResNet18;
 use cellgate::backbone::cpu::CpuBackbone;
+use cellgate::classifier::infer::Classifier;
+use cellgate::classifier::optimiser::Settings;
+use cellgate::classifier::train::Trainer;
+use cellgate::classifier::{Network, SIDE};
 use cellgate::frame::Frame;
 use cellgate::model::Model;
 use cellgate::pipeline::Inspector;
@@ -39,7 +43,6 @@ fn frames() -> Vec<Frame> {
     frames
 }
 
-#[test]
 fn a_thousand_frames_allocate_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = common::small_model(folder.path(), 64, 16, 24);
@@ -73,4 +76,32 @@ fn a_thousand_frames_allocate_nothing() {
         assert!(guilty.is_empty(), "{threads} threads: (frame, allocations) {guilty:?}");
         assert!(passed > 100 && rejected > 20 && invalid > 100, "{passed} passed, {rejected} rejected, {invalid} not");
     }
+}
+
+fn classifying_and_training_allocate_nothing() {
+    const BATCH: usize = 4;
+    for threads in [1, 2] {
+        let workers = Arc::new(Workers::new(threads));
+        let network = Network::new(2, 3, 1).unwrap();
+        let mut classifier = Classifier::new(&network.fold(), Isa::detect(), Arc::clone(&workers)).unwrap();
+        let mut trainer = Trainer::new(network, BATCH, Isa::detect(), workers).unwrap();
+        let batch: Vec<f32> = (0..BATCH * 2 * SIDE * SIDE).map(|i| (i as f32 * 0.37).sin()).collect();
+        let (planes, settings) = (batch.as_chunks::<{ SIDE * SIDE }>().0, Settings::default());
+        let mut probabilities = [0.0; 3];
+        for round in 0..5 {
+            let before = allocations();
+            classifier.run(&[&planes[0], &planes[1]], &mut probabilities).unwrap();
+            trainer.step(&batch, &[0, 1, 2, 0], &settings).unwrap();
+            trainer.logits(&batch).unwrap();
+            // The first may set up what the standard library makes on first use.
+            assert!(round == 0 || allocations() == before, "{threads} threads, round {round}");
+        }
+    }
+}
+
+/// One test, since the count is of the whole process.
+#[test]
+fn after_start_nothing_is_allocated() {
+    a_thousand_frames_allocate_nothing();
+    classifying_and_training_allocate_nothing();
 }

@@ -166,8 +166,7 @@ impl Embedder {
     ///
     /// # Panics
     /// As [`project`](Self::project).
-    #[must_use]
-    pub fn projected<'a>(&'a self, pyramid: &'a Pyramid) -> Projected<'a> {
+    pub(crate) fn projected<'a>(&'a self, pyramid: &'a Pyramid) -> Projected<'a> {
         assert_eq!(pyramid.size(), self.size, "the embedder was made for another image size");
         Projected { embedder: self, pyramid }
     }

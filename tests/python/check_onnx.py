@@ -4,8 +4,8 @@ check_onnx.py MODEL INPUT TOLERANCE EXPECTED...
 
 INPUT is the image as raw little-endian f32, plane after plane, row by row. EXPECTED are the outputs, all of a network's
 stages or a classifier's logits and probabilities, as raw little-endian f32; maps channels last (pixels * channels).
-TOLERANCE bounds, for each output, the largest difference divided by its largest absolute value. Prints one line an output; exits with 1 if any is beyond the tolerance. Needs numpy,
-onnx and onnxruntime.
+TOLERANCE bounds, for each output, the largest difference divided by its largest absolute value. Prints one line an
+output; exits with 1 if any is beyond the tolerance. Needs numpy, onnx and onnxruntime.
 """
 
 import sys

@@ -140,12 +140,8 @@ fn table(args: &Args, isa: Isa, roofs: &Roofs, whole: &[f64], rows: &[Row<'_>]) 
     );
     for row in rows {
         let StepInfo { name, algorithm, multiply_adds, performed, weight_bytes, map_bytes } = row.info;
-        let counts = if *multiply_adds == 0 {
-            String::new()
-        } else {
-            format!("{:.1} / {:.1}", *multiply_adds as f64 * 1e-6, *performed as f64 * 1e-6)
-        };
-        let rate = if *multiply_adds == 0 { String::new() } else { format!("{:.0}", row.gflops()) };
+        let counts = format!("{:.1} / {:.1}", *multiply_adds as f64 * 1e-6, *performed as f64 * 1e-6);
+        let rate = format!("{:.0}", row.gflops());
         let (roof, share) = row.roof();
         println!(
             "{name:<20} {algorithm:<13} {counts:>15} {:>10.2} {:>8.2} {:>8.3} {rate:>8}  {roof} {:.0} %",
