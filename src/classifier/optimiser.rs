@@ -1,9 +1,9 @@
 //! Adam with decoupled weight decay (Kingma and Ba 2015; Loshchilov and Hutter 2019).
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::backbone::cpu::memory::Memory;
-use crate::backbone::cpu::share::Share;
 use crate::simd::{Isa, Kernel, Simd};
 use crate::workers::Workers;
 
@@ -89,10 +89,13 @@ impl Adam {
             epsilon: settings.epsilon,
             keep: 1.0 - settings.lr * settings.weight_decay,
         };
-        let share = Share::new(workers.count());
-        workers.run(&|thread| {
-            while let Some(part) = share.take(thread, self.count.div_ceil(PART)) {
-                let start = part * PART;
+        let next = AtomicUsize::new(0);
+        workers.run(&|_| {
+            loop {
+                let start = next.fetch_add(PART, Ordering::Relaxed);
+                if start >= self.count {
+                    return;
+                }
                 let end = self.count.min(start + PART);
                 let middle = self.decayed.clamp(start, end);
                 isa.run(Part { adam: self, constants, range: start..middle });

@@ -19,7 +19,7 @@ mod direct;
 pub(crate) mod gemm;
 pub(crate) mod memory;
 pub(crate) mod network;
-pub(crate) mod share;
+mod share;
 mod stem;
 pub(crate) mod winograd;
 

@@ -15,14 +15,14 @@ const MOST: usize = 8;
 struct Next(AtomicUsize);
 
 /// The items of one step, none of them taken yet.
-pub(crate) struct Share {
+pub(super) struct Share {
     ranges: [Next; MOST],
     threads: usize,
 }
 
 impl Share {
     /// For a step that `threads` share.
-    pub(crate) fn new(threads: usize) -> Self {
+    pub(super) fn new(threads: usize) -> Self {
         Self { ranges: Default::default(), threads }
     }
 
@@ -33,7 +33,7 @@ impl Share {
 
     /// An item of `items` for thread `thread`, or nothing if all are taken. All threads must say the same `items`.
     #[inline]
-    pub(crate) fn take(&self, thread: usize, items: usize) -> Option<usize> {
+    pub(super) fn take(&self, thread: usize, items: usize) -> Option<usize> {
         let ranges = self.threads.min(MOST);
         (0..ranges).map(|turn| (thread + turn) % ranges).find_map(|range| {
             let (first, end) = (items * range / ranges, items * (range + 1) / ranges);

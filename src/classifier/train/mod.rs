@@ -8,7 +8,7 @@
 //! - `norm`: batch norm, ReLU, shortcuts, and the maximum after the stem;
 //! - `head`: the last layer and the loss.
 //!
-//! The threads share items of work as the engine's do; sums over the batch are made in a fixed order, so that a training gives
+//! The threads take items of work in turn; sums over the batch are made in a fixed order, so that a training gives
 //! the same to the bit for any number of threads.
 
 mod direct;

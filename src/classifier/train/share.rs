@@ -1,8 +1,9 @@
 //! How the threads share a step of the training, maps in the arena, and the one matrix product that all convolutions use.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use crate::backbone::cpu::gemm::{RowKernel, accumulate_steps, in_row_groups};
 use crate::backbone::cpu::memory::{Layout, Memory};
-use crate::backbone::cpu::share::Share;
 use crate::simd::{Isa, Kernel, Simd};
 use crate::workers::Workers;
 
@@ -31,13 +32,16 @@ impl Context<'_> {
         unsafe { self.arena.at(self.scratch.0 + thread * self.scratch.1) }
     }
 
-    /// Does the items from 0 to `items − 1`, each once, on all threads.
+    /// Does the items from 0 to `items − 1`, each once, on all threads, which take them in turn: with ranges of their own,
+    /// as in the engine, each thread would pass by all weights instead of every second group of them, and a step on two
+    /// threads takes some 5 % longer.
     ///
     /// # Safety
     /// No two items may write the same memory, nor one read what another writes.
     pub(super) unsafe fn share<W: Work>(&self, items: usize, work: &W) {
-        let (share, isa) = (&Share::new(self.workers.count()), self.isa);
-        self.workers.run(&|thread| isa.run(Items { work, share, items, thread }));
+        let next = AtomicUsize::new(0);
+        let (next, isa) = (&next, self.isa);
+        self.workers.run(&|thread| isa.run(Items { work, next, items, thread }));
     }
 }
 
@@ -52,7 +56,7 @@ pub(super) trait Work: Sync {
 
 struct Items<'a, W> {
     work: &'a W,
-    share: &'a Share,
+    next: &'a AtomicUsize,
     items: usize,
     thread: usize,
 }
@@ -62,7 +66,11 @@ impl<W: Work> Kernel for Items<'_, W> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        while let Some(item) = self.share.take(self.thread, self.items) {
+        loop {
+            let item = self.next.fetch_add(1, Ordering::Relaxed);
+            if item >= self.items {
+                return;
+            }
             // SAFETY: each item is taken once; the rest is the promise of `Context::share`'s caller.
             unsafe { self.work.item::<S>(item, self.thread) };
         }
