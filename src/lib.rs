@@ -11,7 +11,7 @@
 //!
 //! In the order in which a frame walks through them: [`frame`], [`preprocess`], [`backbone`], [`embedding`],
 //! [`gaussian`], [`heatmap`], [`classifier`], [`verdict`]. [`model`] is what a fit leaves in a file, [`pipeline`] joins them all, [`eval`]
-//! tells how well that works and [`synth`] draws cells to try it on; [`simd`], [`workers`] and [`whole_file`] serve
+//! tells how well that works and [`synth`] draws cells to try it on; [`sampling`], [`simd`], [`workers`] and [`whole_file`] serve
 //! whoever needs them. Each room uses those before it; the other way goes only what must be agreed on, such as the
 //! backbone's input, to which [`preprocess`] normalises. Nothing uses the command line, [`cli`].
 //!
@@ -33,6 +33,7 @@ mod hidden;
 pub mod model;
 pub mod pipeline;
 pub mod preprocess;
+pub mod sampling;
 pub mod simd;
 pub mod synth;
 pub mod verdict;

@@ -5,8 +5,9 @@ mod common;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use cellgate::eval::folds;
 use cellgate::eval::metrics::{Confusion, Ranking};
-use cellgate::eval::{folds, sampling};
+use cellgate::sampling;
 
 const SCRIPT: &str = r#"
 import json, sys

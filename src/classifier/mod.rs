@@ -5,10 +5,13 @@
 //! [`train`] fits them, [`Network::fold`] gives the form that inspection runs, [`infer`].
 
 pub mod infer;
+pub mod learning;
 pub mod network;
 pub mod optimiser;
+pub mod planes;
 pub mod train;
 
+pub use infer::softmax;
 pub use network::{Folded, Network, NetworkError, Tensor, Tensors};
 
 /// Side of the classifier's input planes, in pixels.

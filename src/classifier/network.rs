@@ -297,6 +297,12 @@ impl Network {
         self.shape.classes
     }
 
+    /// Whether every parameter and running statistic is a number.
+    #[must_use]
+    pub fn is_finite(&self) -> bool {
+        self.parameters.iter().chain(&self.running).all(|x| x.is_finite())
+    }
+
     /// Numbers that are trained.
     #[must_use]
     pub fn parameter_count(&self) -> usize {

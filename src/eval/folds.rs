@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dataset::Item;
 use super::labels::Label;
-use super::sampling;
+use crate::sampling;
 use crate::verdict::Class;
 
 /// A split of a data set into k test sets.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::verdict::quantile;
 
-use super::sampling;
+use crate::sampling;
 
 /// A point of a curve.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -11,4 +11,3 @@ pub mod metrics;
 pub mod pixel;
 pub mod report;
 pub mod result;
-pub mod sampling;

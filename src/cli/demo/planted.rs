@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use crate::cli::shared::save;
-use crate::eval::sampling;
 use crate::frame::Frame;
+use crate::sampling;
 use crate::synth::{DefectKind, Generator, SynthCell};
 use crate::verdict::Class;
 
