@@ -124,8 +124,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         (0..folds.k()).map(|fold| FoldScores { fold, scores: unjudged(), fitted: 0 }).collect();
     for part in &parts {
         let (items, cells) = (pick(&dataset.items, part), pick(&cells, part));
-        let see = |index: usize, scorer: &mut Scorer, placement: &Placement| {
-            if has_masks {
+        let see = |fold: usize, index: usize, scorer: &mut Scorer, placement: &Placement| {
+            if has_masks && cells[index].fold == fold {
                 let mut pixels = pixels.lock().unwrap_or_else(PoisonError::into_inner);
                 pixels.add(&items[index], scorer, placement, &settings);
             }

@@ -79,8 +79,8 @@ pub fn images(cells: &[FoldCell], folds: usize, settings: &Settings) -> u64 {
     folds as u64 * cells.len() as u64 + (folds as u64 - 1) * good * copies
 }
 
-/// Runs all folds. `test` sees each test cell with its heatmap, on whichever thread; `after` hears each fold's scores
-/// while its statistics are still there.
+/// Runs all folds. `see(fold, index, …)` sees every cell with its heatmap, on whichever thread: as a test cell if it is
+/// of that fold, else as a training cell; `after` hears each fold's scores while its statistics are still there.
 ///
 /// # Errors
 /// If statistics cannot be made, more than a tenth of the good cells cannot be used, or `tick` says so.
@@ -90,68 +90,121 @@ pub fn cross_validate(
     folds: usize,
     settings: &Settings,
     tick: &Tick<'_>,
-    test: impl Fn(usize, &mut Scorer, &Placement) + Sync,
+    see: impl Fn(usize, usize, &mut Scorer, &Placement) + Sync,
     mut after: impl FnMut(&FoldScores, FoldModel<'_>) -> Result<(), FitError>,
 ) -> Result<Vec<FoldScores>, FitError> {
-    let everyone: Vec<Cell> = cells.iter().map(|c| c.cell.clone()).collect();
     let mut results = Vec::with_capacity(folds);
     for fold in 0..folds {
-        let good = |other: usize| -> Vec<Cell> {
-            cells.iter().filter(|c| c.good && c.fold == other).map(|c| c.cell.clone()).collect()
-        };
-        let training: Vec<Cell> = (0..folds).filter(|&l| l != fold).flat_map(good).collect();
+        let training: Vec<Cell> = good_cells(cells, |l| l != fold).collect();
         let plan = Plan { fit: training, held_out: Vec::new(), list: [0; 32] };
         let scale = fitter.channel_scale(&plan.scale_cells(settings.seed), settings)?;
         let projection = settings.projection(&scale)?;
-
-        let mut moments: Vec<Accumulator> = Vec::with_capacity(folds);
-        let mut skipped: Vec<Skipped> = Vec::new();
-        for other in 0..folds {
-            let mut part = Accumulator::new(settings.grid as usize, settings.k as usize);
-            if other != fold {
-                let mut done = 0;
-                let mut before = 0;
-                fitter.accumulate(&good(other), settings, &projection, &mut part, &mut done, |done, lost| {
-                    skipped.extend(lost);
-                    let step = done - before;
-                    before = done;
-                    tick(step)
-                })?;
-            }
-            moments.push(part);
-        }
-        check_skipped(&skipped, plan.fit.len() as u64, 0.1)?;
-        let join = |without: usize| -> Result<OwnedStatistics, FitError> {
-            let mut sum = Accumulator::new(settings.grid as usize, settings.k as usize);
-            (0..folds).filter(|&l| l != fold && l != without).for_each(|l| sum.merge(&moments[l]));
-            Ok(sum.finish(settings.shrinkage, settings.precision, fitter.workers())?)
-        };
-        // statistics[l] measures the cells of fold l; with only two folds a training cell has no third to be measured
-        // by, and its own fold's statistics must do.
-        let statistics: Vec<OwnedStatistics> =
-            (0..folds).map(|l| join(if folds > 2 { l } else { fold })).collect::<Result<_, _>>()?;
-        let fitted = moments.iter().map(Accumulator::count).sum();
-        drop(moments);
-
-        let views: Vec<_> = statistics.iter().map(OwnedStatistics::view).collect();
-        let measured = Outcomes::new(cells.len());
-        fitter.score(&everyone, settings, &projection, |index, scorer, loaded| {
-            let outcome = loaded.and_then(|placement| {
-                let scores = scorer.measure(&views[cells[index].fold])?;
-                if cells[index].fold == fold {
-                    test(index, scorer, &placement);
-                }
-                Ok(scores)
-            });
-            measured.set(index, outcome);
-            tick(1)
-        })?;
-        let scores = measured.into_all().map(|measured| measured.unwrap_or(Err(Invalid::NotMeasured))).collect();
+        let (statistics, fitted) = without_each(fitter, cells, folds, Some(fold), settings, &projection, tick)?;
+        let look = |index: usize, scorer: &mut Scorer, placement: &Placement| see(fold, index, scorer, placement);
+        let scores = measure_all(fitter, cells, &statistics, settings, &projection, tick, look)?;
         let result = FoldScores { fold, scores, fitted };
-        drop(views);
         let own = statistics.into_iter().nth(fold).unwrap_or_else(|| unreachable!("one set of statistics a fold"));
         after(&result, FoldModel { fitter, settings, projection, statistics: own })?;
         results.push(result);
     }
     Ok(results)
+}
+
+/// Measures every cell by statistics of all folds but its own, under one projection: what a classifier is trained on,
+/// so that what it sees of a training cell is like what it will see of a new one. `see(index, …)` sees each cell with
+/// its heatmap, on whichever thread. `tick` hears of [`images_held_out`] images.
+///
+/// # Errors
+/// As [`cross_validate`].
+pub fn hold_out_each(
+    fitter: &mut Fitter,
+    cells: &[FoldCell],
+    folds: usize,
+    settings: &Settings,
+    projection: &Projection,
+    tick: &Tick<'_>,
+    see: impl Fn(usize, &mut Scorer, &Placement) + Sync,
+) -> Result<Vec<Result<Scores, Invalid>>, FitError> {
+    let (statistics, _) = without_each(fitter, cells, folds, None, settings, projection, tick)?;
+    measure_all(fitter, cells, &statistics, settings, projection, tick, see)
+}
+
+/// Images that [`hold_out_each`] goes through.
+#[must_use]
+pub fn images_held_out(cells: &[FoldCell], settings: &Settings) -> u64 {
+    let good = cells.iter().filter(|c| c.good).count() as u64;
+    cells.len() as u64 + good * u64::from(settings.augment.images_per_cell())
+}
+
+/// Good cells of the folds that `of` names.
+fn good_cells(cells: &[FoldCell], of: impl Fn(usize) -> bool) -> impl Iterator<Item = Cell> {
+    cells.iter().filter(move |c| c.good && of(c.fold)).map(|c| c.cell.clone())
+}
+
+/// For each fold l the statistics of the good cells outside l and outside the fold `test`, and how many cells there are
+/// outside `test`.
+///
+/// With too few folds for that (two, of which one is `test`), a training cell is measured by its own fold's statistics.
+fn without_each(
+    fitter: &mut Fitter,
+    cells: &[FoldCell],
+    folds: usize,
+    test: Option<usize>,
+    settings: &Settings,
+    projection: &Projection,
+    tick: &Tick<'_>,
+) -> Result<(Vec<OwnedStatistics>, u64), FitError> {
+    let mut moments: Vec<Accumulator> = Vec::with_capacity(folds);
+    let mut skipped: Vec<Skipped> = Vec::new();
+    let mut tried = 0;
+    for other in 0..folds {
+        let mut part = Accumulator::new(settings.grid as usize, settings.k as usize);
+        if Some(other) != test {
+            let good: Vec<Cell> = good_cells(cells, |l| l == other).collect();
+            tried += good.len() as u64;
+            let mut done = 0;
+            let mut before = 0;
+            fitter.accumulate(&good, settings, projection, &mut part, &mut done, |done, lost| {
+                skipped.extend(lost);
+                let step = done - before;
+                before = done;
+                tick(step)
+            })?;
+        }
+        moments.push(part);
+    }
+    check_skipped(&skipped, tried, 0.1)?;
+    let join = |without: Option<usize>| -> Result<OwnedStatistics, FitError> {
+        let mut sum = Accumulator::new(settings.grid as usize, settings.k as usize);
+        (0..folds).filter(|&l| Some(l) != test && Some(l) != without).for_each(|l| sum.merge(&moments[l]));
+        Ok(sum.finish(settings.shrinkage, settings.precision, fitter.workers())?)
+    };
+    let enough = folds > 1 + usize::from(test.is_some());
+    let statistics = (0..folds).map(|l| join(enough.then_some(l))).collect::<Result<_, _>>()?;
+    Ok((statistics, moments.iter().map(Accumulator::count).sum()))
+}
+
+/// Measures every cell by the statistics of its fold's place.
+fn measure_all(
+    fitter: &mut Fitter,
+    cells: &[FoldCell],
+    statistics: &[OwnedStatistics],
+    settings: &Settings,
+    projection: &Projection,
+    tick: &Tick<'_>,
+    see: impl Fn(usize, &mut Scorer, &Placement) + Sync,
+) -> Result<Vec<Result<Scores, Invalid>>, FitError> {
+    let everyone: Vec<Cell> = cells.iter().map(|c| c.cell.clone()).collect();
+    let views: Vec<_> = statistics.iter().map(OwnedStatistics::view).collect();
+    let measured = Outcomes::new(cells.len());
+    fitter.score(&everyone, settings, projection, |index, scorer, loaded| {
+        let outcome = loaded.and_then(|placement| {
+            let scores = scorer.measure(&views[cells[index].fold])?;
+            see(index, scorer, &placement);
+            Ok(scores)
+        });
+        measured.set(index, outcome);
+        tick(1)
+    })?;
+    Ok(measured.into_all().map(|measured| measured.unwrap_or(Err(Invalid::NotMeasured))).collect())
 }
