@@ -1,0 +1,113 @@
+//! What is seen of a cell before it is judged: the network's planes and the row of the kernel machine.
+
+use crate::backbone::Pyramid;
+use crate::preprocess::Augmentation;
+use crate::simd::Isa;
+
+use super::features::{HeatDescriber, POOLED, log_scale, pool};
+use super::kernel::WIDTH;
+use super::planes::{PLANE, Planes, heatmap_plane, image_plane, turned};
+
+/// The ways in which the image is laid for the pooled features, most useful first: as it is, mirrored, by a quarter turn,
+/// by half a turn.
+const VIEWS: [usize; 4] = [0, 4, 1, 2];
+
+/// The most views whose pooled features are averaged.
+pub const MAX_VIEWS: usize = VIEWS.len();
+
+/// The change of the image that makes view `index`, below [`MAX_VIEWS`].
+///
+/// # Panics
+/// If there is no such view.
+#[must_use]
+pub fn view(index: usize) -> Augmentation {
+    turned(VIEWS[index])
+}
+
+/// Looks at cells of one size of image and heatmap; owns its buffers and allocates nothing once made.
+pub struct Witness {
+    size: usize,
+    grid: usize,
+    k: usize,
+    isa: Isa,
+    describer: HeatDescriber,
+    planes: Vec<f32>,
+    row: Vec<f32>,
+    one_view: Vec<f32>,
+    views: usize,
+}
+
+impl Witness {
+    /// For rectified images of side `size` and heatmaps of side `grid` of distances of k values.
+    #[must_use]
+    pub fn new(size: usize, grid: usize, k: usize, isa: Isa) -> Self {
+        Self {
+            size,
+            grid,
+            k,
+            isa,
+            describer: HeatDescriber::new(grid),
+            planes: vec![0.0; Planes::HeatmapAndImage.count() * PLANE],
+            row: vec![0.0; WIDTH],
+            one_view: vec![0.0; POOLED],
+            views: 0,
+        }
+    }
+
+    /// Looks at a heatmap of grid² distances.
+    pub fn see_heatmap(&mut self, heatmap: &[f32]) {
+        heatmap_plane(heatmap, self.grid, self.k, &mut self.planes[..PLANE]);
+        self.describer.describe(heatmap, &mut self.row[POOLED..]);
+    }
+
+    /// Looks at a rectified image of size² values, and forgets the features of the one before.
+    pub fn see_image(&mut self, image: &[f32]) {
+        image_plane(image, self.size, &mut self.planes[PLANE..]);
+        self.views = 0;
+        self.row[..POOLED].fill(0.0);
+    }
+
+    /// Adds the features of a view of the image. All four stages must be in the pyramid.
+    pub fn see_features(&mut self, pyramid: &Pyramid) {
+        pool(pyramid, self.isa, &mut self.one_view);
+        self.row.iter_mut().zip(&self.one_view).for_each(|(sum, x)| *sum += x);
+        self.views += 1;
+    }
+
+    /// Ends a cell: averages the views and takes logarithms.
+    pub fn conclude(&mut self) {
+        let share = 1.0 / self.views.max(1) as f32;
+        let pooled = &mut self.row[..POOLED];
+        pooled.iter_mut().for_each(|x| *x *= share);
+        log_scale(pooled);
+    }
+
+    /// The planes: the heatmap's, then the image's, [`PLANE`] numbers each.
+    #[must_use]
+    pub fn planes(&self) -> &[f32] {
+        &self.planes
+    }
+
+    /// The row: [`WIDTH`] numbers.
+    #[must_use]
+    pub fn row(&self) -> &[f32] {
+        &self.row
+    }
+}
+
+/// What is kept of a cell to train on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evidence {
+    /// [`Witness::planes`].
+    pub planes: Box<[f32]>,
+    /// [`Witness::row`].
+    pub row: Box<[f32]>,
+}
+
+impl Evidence {
+    /// What a witness has seen.
+    #[must_use]
+    pub fn of(witness: &Witness) -> Self {
+        Self { planes: witness.planes().into(), row: witness.row().into() }
+    }
+}

@@ -1,0 +1,117 @@
+//! A judge as a model file holds it: its description, and three lists of numbers.
+
+use half::f16;
+
+use super::{Description, Judge, JudgeError};
+use crate::backbone::STAGE_CHANNELS;
+use crate::backbone::weights::{Conv, convolutions};
+use crate::classifier::kernel::KernelMachine;
+use crate::classifier::network::Folded;
+use crate::classifier::planes::Planes;
+
+/// Numbers of the network's section for these planes and levels; 0 without a network.
+fn network_len(planes: Option<Planes>, levels: usize) -> usize {
+    planes.map_or(0, |planes| {
+        let convs = convolutions(planes.count(), STAGE_CHANNELS);
+        convs.iter().map(|shape| shape.weight_len() + shape.outputs).sum::<usize>() + levels * (STAGE_CHANNELS[3] + 1)
+    })
+}
+
+/// Every list of numbers of a folded network, in the order of the section.
+fn lists(net: &Folded) -> impl Iterator<Item = &[f32]> {
+    let convs = net.convs.iter().flat_map(|conv| [conv.weight.as_slice(), conv.bias.as_slice()]);
+    convs.chain([net.fc_weight.as_slice(), net.fc_bias.as_slice()])
+}
+
+impl Judge {
+    /// A judge of its parts. The network is rounded to half precision at once: what is calibrated is what is stored.
+    ///
+    /// # Errors
+    /// [`JudgeError::Parts`] if a weight of the network is beyond half precision, or the parts do not agree.
+    pub(super) fn new(
+        description: Description,
+        network: Option<&Folded>,
+        kernel: Option<KernelMachine>,
+    ) -> Result<Self, JudgeError> {
+        let halves = network.map(halves).unwrap_or_default();
+        let network = read_network(&description, &halves)?;
+        let judge = Self { description, network, kernel };
+        judge.description.validate()?;
+        Ok(judge)
+    }
+
+    /// The network's numbers in half precision: of each convolution the weights, then the biases, at last those of the
+    /// fully connected layer. Empty without a network.
+    #[must_use]
+    pub fn network_halves(&self) -> Vec<f16> {
+        self.network.as_ref().map(halves).unwrap_or_default()
+    }
+
+    /// The judge of the parts that [`Judge::description`], [`Judge::network_halves`] and its
+    /// [kernel machine](Judge::kernel) give.
+    ///
+    /// # Errors
+    /// If they do not agree, or a number is not finite.
+    pub fn from_parts(
+        description: Description,
+        network: &[f16],
+        floats: &[f32],
+        support: &[f16],
+    ) -> Result<Self, JudgeError> {
+        description.validate()?;
+        let kernel = match &description.kernel {
+            Some(kernel) => Some(KernelMachine::from_parts(kernel.clone(), floats.to_vec(), support.to_vec())?),
+            None if floats.is_empty() && support.is_empty() => None,
+            None => return Err(JudgeError::Parts("numbers of a kernel machine that it does not ask".into())),
+        };
+        let network = read_network(&description, network)?;
+        Ok(Self { description, network, kernel })
+    }
+}
+
+impl Description {
+    /// Numbers in the network's section, in the kernel machine's floats, and in its support rows.
+    #[must_use]
+    pub fn section_lens(&self) -> [usize; 3] {
+        let kernel = self.kernel.as_ref();
+        let network = network_len(self.planes, self.levels as usize);
+        [network, kernel.map_or(0, |k| k.float_count()), kernel.map_or(0, |k| k.half_count())]
+    }
+}
+
+fn halves(net: &Folded) -> Vec<f16> {
+    lists(net).flatten().map(|&x| f16::from_f32(x)).collect()
+}
+
+fn read_network(description: &Description, numbers: &[f16]) -> Result<Option<Folded>, JudgeError> {
+    let levels = description.levels as usize;
+    let expected = network_len(description.planes, levels);
+    if numbers.len() != expected {
+        return Err(JudgeError::Parts(format!("its network has {} numbers, expected {expected}", numbers.len())));
+    }
+    let Some(planes) = description.planes else { return Ok(None) };
+    if numbers.iter().any(|x| !x.is_finite()) {
+        return Err(JudgeError::Parts("a weight of its network is not finite in half precision".into()));
+    }
+    let mut at = 0;
+    let mut take = |count: usize| -> Vec<f32> {
+        at += count;
+        numbers[at - count..at].iter().map(|x| x.to_f32()).collect()
+    };
+    let shapes = convolutions(planes.count(), STAGE_CHANNELS);
+    let convs = shapes.into_iter().map(|shape| {
+        let (weight, bias) = (take(shape.weight_len()), take(shape.outputs));
+        Conv {
+            name: shape.name,
+            inputs: shape.inputs,
+            outputs: shape.outputs,
+            kernel: shape.kernel,
+            stride: shape.stride,
+            weight,
+            bias,
+        }
+    });
+    let convs = convs.collect();
+    let (fc_weight, fc_bias) = (take(levels * STAGE_CHANNELS[3]), take(levels));
+    Ok(Some(Folded { inputs: planes.count(), classes: levels, convs, fc_weight, fc_bias }))
+}
