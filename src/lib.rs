@@ -22,6 +22,7 @@
 //! 3. One result on every machine: each SIMD path is held to the scalar reference by the same tests.
 
 pub mod backbone;
+pub mod baseline;
 pub mod classifier;
 pub mod cli;
 pub mod embedding;

@@ -1,45 +1,53 @@
 //! `cellgate eval`: how good is it, by cross-validation on labelled cells.
+//!
+//! What all methods share is here: the data, the folds, the questions, and what is said at the end. Each method has a
+//! room that gives an [`Outcome`].
 
 mod gallery;
+mod systems;
+mod threshold;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::shared::{self, Engine, FitSettings};
-use crate::backbone::Identity;
-use crate::eval::dataset::{Dataset, Item, Label};
+use crate::baseline::System;
+use crate::eval::dataset::Dataset;
 use crate::eval::folds::{self, Binarisation, Folds};
-use crate::eval::metrics::{Goal, Ranking};
-use crate::eval::pixel::{PixelMetrics, resize_scores};
-use crate::eval::report::{self, EvalReport};
-use crate::eval::result::{BinarisationResult, ELPV_CAVEATS, EvalResult, Figures, Method, Scored, Setting};
-use crate::frame::Frame;
-use crate::heatmap::{ScoreKind, Scores};
+use crate::eval::metrics::Goal;
+use crate::eval::pixel::PixelResult;
+use crate::eval::report::{self, EvalReport, Mistake};
+use crate::eval::result::{BinarisationResult, ELPV_CAVEATS, EvalResult, Figures, Setting};
 use crate::model::Settings;
-use crate::pipeline::Scorer;
-use crate::pipeline::crossval::{self, FoldCell, FoldScores, cross_validate};
-use crate::pipeline::fitting::Cell;
-use crate::preprocess::Placement;
-use crate::verdict::Invalid;
-use gallery::Gallery;
 
-/// Evaluate the method on labelled cells by stratified cross-validation.
+/// Evaluate a method on labelled cells by stratified cross-validation.
 ///
-/// For each fold the statistics come from the good cells of the other folds, and the threshold from training cells that
-/// were measured by statistics without their own fold. Cells that cannot be judged count as rejected.
+/// Method `threshold`: for each fold the statistics come from the good cells of the other folds, and the threshold from
+/// training cells that were measured by statistics without their own fold.
+///
+/// The paper's other systems are fitted from nothing on four fifths of a fold's training cells; the other fifth (of each
+/// label and type) chooses thresholds and epochs. `svd` and `k-means` reconstruct good cells, and what is left over
+/// decides.
+///
+/// No test cell has a say in anything. Cells that cannot be judged count as rejected.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   cellgate eval --data elpv --report elpv.html
   cellgate eval --data cells --json > cells.json
-  cellgate eval --data elpv --stages 2,3 --shrinkage ledoit-wolf")]
+  cellgate eval --data elpv --stages 2,3 --shrinkage ledoit-wolf
+  cellgate eval --data elpv --method svd")]
 pub struct Args {
     /// Labelled data: a folder with a labels.csv, or `elpv`.
     #[arg(long, value_name = "DIR|elpv")]
     data: PathBuf,
+
+    /// How cells are judged.
+    #[arg(long, default_value = "threshold", value_name = "NAME", value_parser = method_parser())]
+    method: Method,
 
     /// Folds.
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=20))]
@@ -79,22 +87,85 @@ pub struct Args {
 
     #[command(flatten)]
     settings: FitSettings,
+
+    #[command(flatten)]
+    training: systems::Training,
 }
 
-/// Side of the picture on which pixels are compared with masks.
-const MASK_SIDE: usize = 256;
+/// Takes the names of methods, and lists them in the help.
+fn method_parser() -> impl TypedValueParser<Value = Method> {
+    PossibleValuesParser::new(Method::all().map(Method::name)).try_map(|name| name.parse::<Method>())
+}
+
+/// What every method starts from.
+#[derive(Clone, Copy)]
+struct Task<'a> {
+    dataset: &'a Dataset,
+    folds: &'a Folds,
+    questions: &'a [Binarisation],
+    /// The question whose mistakes are shown.
+    main: Binarisation,
+    goal: Goal,
+    settings: &'a Settings,
+    interrupted: &'a AtomicBool,
+}
+
+/// What a method gives.
+#[derive(Default)]
+struct Outcome {
+    settings: Vec<Setting>,
+    invalid: BTreeMap<String, usize>,
+    binarisations: Vec<BinarisationResult>,
+    /// A line for a person to each question, or none.
+    notes: Vec<String>,
+    pixel: Option<PixelResult>,
+    mistakes: Vec<Mistake>,
+    mistakes_left_out: (usize, usize),
+    caveats: Vec<String>,
+}
+
+/// How cells are judged.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Method {
+    /// Semi-orthogonal embedding, Mahalanobis distance, score, threshold.
+    Threshold,
+    /// One of the paper's other systems.
+    System(System),
+}
+
+impl Method {
+    fn all() -> impl Iterator<Item = Self> {
+        std::iter::once(Self::Threshold).chain(System::ALL.into_iter().map(Self::System))
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Threshold => "threshold",
+            Self::System(system) => system.name(),
+        }
+    }
+}
+
+impl std::str::FromStr for Method {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::all().find(|method| method.name() == text).ok_or_else(|| {
+            let names: Vec<&str> = Self::all().map(Self::name).collect();
+            format!("no such method; there are {}", names.join(", "))
+        })
+    }
+}
 
 /// Evaluates.
 pub fn run(args: Args) -> anyhow::Result<()> {
     if let Some(path) = &args.report {
         shared::check_writable(path)?;
     }
-    let started = Instant::now();
     let (dataset, whole_frame) = shared::open_data(&args.data, args.data_dir.as_deref())?;
     dataset.require_labels()?;
     let settings = args.settings.settings(whole_frame)?;
     let goal = if args.goal == "f1" { Goal::F1 } else { Goal::Accuracy };
-    let (network, backbone) = args.engine.weights()?;
     let questions = Binarisation::applicable(dataset.items.iter().filter_map(|item| item.label.as_ref()));
     let Some(&main) = questions.get(1).or(questions.first()) else {
         bail!("{} has no two kinds of label to tell apart", dataset.name);
@@ -105,67 +176,42 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         eprintln!("note: and {} more such groups", folds.notes.len() - 3);
     }
     let interrupted = shared::interrupt()?;
-    let mut fitter = args.engine.fitter(&network, &settings)?;
-    let cells = fold_cells(&dataset, &folds);
-
-    let parts = if args.per_type { by_type(&dataset)? } else { vec![(0..dataset.items.len()).collect()] };
-    let total = parts.iter().map(|part| crossval::images(&pick(&cells, part), folds.k(), &settings)).sum();
-    let bar = shared::bar(total, "evaluating");
-    let tick = |step| {
-        bar.inc(step);
-        shared::go_on(&interrupted)
+    let task = Task {
+        dataset: &dataset,
+        folds: &folds,
+        questions: &questions,
+        main,
+        goal,
+        settings: &settings,
+        interrupted: &interrupted,
     };
-    let has_masks = dataset.items.iter().any(|item| item.mask.is_some());
-    let pixels = Mutex::new(Pixels { metrics: PixelMetrics::new(), error: None });
-    let limit = if args.report.is_some() { args.mistakes } else { 0 };
-    let mut gallery = Gallery::new(main, &settings, limit);
-    let unjudged = || vec![Err(Invalid::NotMeasured); cells.len()];
-    let mut results: Vec<FoldScores> =
-        (0..folds.k()).map(|fold| FoldScores { fold, scores: unjudged(), fitted: 0 }).collect();
-    for part in &parts {
-        let (items, cells) = (pick(&dataset.items, part), pick(&cells, part));
-        let see = |fold: usize, index: usize, scorer: &mut Scorer, placement: &Placement| {
-            if has_masks && cells[index].fold == fold {
-                let mut pixels = pixels.lock().unwrap_or_else(PoisonError::into_inner);
-                pixels.add(&items[index], scorer, placement, &settings);
-            }
-        };
-        let found = cross_validate(&mut fitter, &cells, folds.k(), &settings, &tick, see, |scores, model| {
-            gallery.see(part, &items, &cells, scores, model)
-        })?;
-        for (all, mut fold) in results.iter_mut().zip(found) {
-            if args.per_type {
-                gallery.divided(part, fold.fold, in_units_of_good(&mut fold, &cells).get(settings.score));
-            }
-            all.fitted += fold.fitted;
-            part.iter().zip(fold.scores).for_each(|(&index, scores)| all.scores[index] = scores);
+    let outcome = match args.method {
+        Method::Threshold => {
+            args.training.refuse()?;
+            threshold::evaluate(&args, &task)?
         }
-    }
-    bar.finish_and_clear();
-    let pixels = pixels.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if let Some(error) = pixels.error {
-        bail!(error);
-    }
-
-    let judge = |question, kind| answers(question, kind, &dataset.items, &cells, &results, goal);
+        Method::System(system) => systems::evaluate(system, &args, &task)?,
+    };
+    let caveats = if whole_frame { ELPV_CAVEATS.map(String::from).to_vec() } else { Vec::new() };
+    let mut shown = vec![Setting::new("method", args.method.name())];
+    shown.extend(outcome.settings);
     let result = EvalResult {
         tool: format!("cellgate {}", env!("CARGO_PKG_VERSION")),
         created: shared::rfc3339(shared::now()),
         data: dataset.name.clone(),
         images: dataset.items.len(),
         counts: dataset.counts(),
-        settings: shown_settings(&settings, &backbone, network.identity(), args.per_type, started.elapsed()),
+        settings: shown,
         folds: folds.k(),
         seed: folds.seed,
         threshold_goal: goal,
-        invalid: invalid(&cells, &results),
-        binarisations: questions.iter().map(|&question| judge(question, settings.score)).collect(),
-        pixel: has_masks.then(|| pixels.metrics.result()),
-        caveats: if whole_frame { ELPV_CAVEATS.map(String::from).to_vec() } else { Vec::new() },
+        invalid: outcome.invalid,
+        binarisations: outcome.binarisations,
+        pixel: outcome.pixel,
+        caveats: caveats.into_iter().chain(outcome.caveats).collect(),
     };
     if let Some(path) = &args.report {
-        let thresholds = thresholds(main, settings.score, &dataset.items, &cells, &results, goal);
-        let (mistakes, mistakes_left_out) = gallery.mistakes(&dataset.items, &cells, &results, &thresholds);
+        let (mistakes, mistakes_left_out) = (outcome.mistakes, outcome.mistakes_left_out);
         let page = EvalReport { result: result.clone(), mistakes_of: main.title().into(), mistakes, mistakes_left_out };
         report::save(path, &page.html())?;
         eprintln!("{} written", path.display());
@@ -173,217 +219,26 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if args.json {
         println!("{}", serde_json::to_string_pretty(&result)?);
     } else {
-        print(&result, judge);
+        print(&result, &outcome.notes);
     }
     Ok(())
 }
 
-fn pick<T: Clone>(all: &[T], part: &[usize]) -> Vec<T> {
-    part.iter().map(|&index| all[index].clone()).collect()
+/// A share as percent.
+fn share(x: Option<f64>) -> String {
+    x.map_or("    –".into(), |x| format!("{:5.1}", 100.0 * x))
 }
 
-/// The indices of each type's cells.
-fn by_type(dataset: &Dataset) -> anyhow::Result<Vec<Vec<usize>>> {
-    let mut parts: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-    for (index, item) in dataset.items.iter().enumerate() {
-        let Some(kind) = item.kind.as_deref() else {
-            bail!("--per-type: {} has no type in labels.csv", item.id);
-        };
-        parts.entry(kind).or_default().push(index);
-    }
-    Ok(parts.into_values().collect())
-}
-
-/// Divides scores by the median of the fold's good training cells, and gives these medians: scores of types with
-/// statistics of their own can then be compared, and no test cell has a say in it.
-fn in_units_of_good(fold: &mut FoldScores, cells: &[FoldCell]) -> Scores {
-    let unit = |kind| {
-        let mut good: Vec<f32> = cells
-            .iter()
-            .zip(&fold.scores)
-            .filter(|(cell, _)| cell.good && cell.fold != fold.fold)
-            .filter_map(|(_, scores)| scores.as_ref().ok().map(|s| s.get(kind)))
-            .collect();
-        good.sort_by(f32::total_cmp);
-        good.get(good.len() / 2).copied().filter(|unit| *unit > 0.0).unwrap_or(1.0)
-    };
-    let (top, max, mean) = (unit(ScoreKind::Top), unit(ScoreKind::Max), unit(ScoreKind::Mean));
-    for scores in fold.scores.iter_mut().flatten() {
-        *scores = Scores { top: scores.top / top, max: scores.max / max, mean: scores.mean / mean };
-    }
-    Scores { top, max, mean }
-}
-
-fn fold_cells(dataset: &Dataset, folds: &Folds) -> Vec<FoldCell> {
-    let mut of = vec![0; dataset.items.len()];
-    for (fold, members) in folds.test.iter().enumerate() {
-        members.iter().for_each(|&index| of[index] = fold);
-    }
-    dataset
-        .items
-        .iter()
-        .zip(of)
-        .map(|(item, fold)| FoldCell {
-            cell: Cell::file(&item.id, &item.path),
-            good: item.label.as_ref().is_some_and(Label::is_good),
-            fold,
-        })
-        .collect()
-}
-
-/// A score in which a cell that cannot be judged is above everything.
-fn number(scores: &Result<Scores, Invalid>, kind: ScoreKind) -> f32 {
-    scores.as_ref().map_or(f32::NAN, |s| s.get(kind))
-}
-
-/// The threshold of a fold for a question, from its training cells.
-fn threshold(
-    question: Binarisation,
-    kind: ScoreKind,
-    items: &[Item],
-    cells: &[FoldCell],
-    fold: &FoldScores,
-    goal: Goal,
-) -> f32 {
-    let (scores, targets): (Vec<f32>, Vec<bool>) = items
-        .iter()
-        .zip(cells)
-        .zip(&fold.scores)
-        .filter(|((_, cell), _)| cell.fold != fold.fold)
-        .filter_map(|((item, _), scores)| {
-            Some((number(scores, kind), item.label.as_ref().and_then(|label| question.target(label))?))
-        })
-        .unzip();
-    Ranking::new(&scores, &targets).best_threshold(goal).unwrap_or(f32::INFINITY)
-}
-
-/// The threshold of each fold.
-fn thresholds(
-    question: Binarisation,
-    kind: ScoreKind,
-    items: &[Item],
-    cells: &[FoldCell],
-    results: &[FoldScores],
-    goal: Goal,
-) -> Vec<f32> {
-    results.iter().map(|fold| threshold(question, kind, items, cells, fold, goal)).collect()
-}
-
-fn answers(
-    question: Binarisation,
-    kind: ScoreKind,
-    items: &[Item],
-    cells: &[FoldCell],
-    results: &[FoldScores],
-    goal: Goal,
-) -> BinarisationResult {
-    let thresholds = thresholds(question, kind, items, cells, results, goal);
-    // Defect kinds are no groups to compare: a good cell has none.
-    let grouped = items.iter().all(|item| item.kind.is_some());
-    let scored: Vec<Scored<'_>> = items
-        .iter()
-        .zip(cells)
-        .enumerate()
-        .filter_map(|(index, (item, cell))| {
-            Some(Scored {
-                fold: cell.fold,
-                score: number(&results[cell.fold].scores[index], kind),
-                target: item.label.as_ref().and_then(|label| question.target(label))?,
-                kind: item.kind.as_deref().filter(|_| grouped),
-            })
-        })
-        .collect();
-    BinarisationResult::new(question, &scored, &thresholds, Method::default())
-}
-
-fn invalid(cells: &[FoldCell], results: &[FoldScores]) -> BTreeMap<String, usize> {
-    let mut reasons = BTreeMap::new();
-    for (index, cell) in cells.iter().enumerate() {
-        if let Err(reason) = &results[cell.fold].scores[index] {
-            *reasons.entry(reason.name().to_string()).or_insert(0) += 1;
-        }
-    }
-    reasons
-}
-
-fn shown_settings(
-    settings: &Settings,
-    backbone: &str,
-    identity: Identity,
-    per_type: bool,
-    spent: Duration,
-) -> Vec<Setting> {
-    vec![
-        Setting::new("backbone", format!("{backbone} ({identity:.16})")),
-        Setting::new("image", format!("{0}×{0}", settings.size)),
-        Setting::new("grid", format!("{0}×{0}", settings.grid)),
-        Setting::new("k", settings.k),
-        Setting::new("stages", settings.stages),
-        Setting::new("embedding", settings.mixing),
-        Setting::new("standardised", settings.standardise),
-        Setting::new("shrinkage", settings.shrinkage),
-        Setting::new("smoothing", settings.sigma),
-        Setting::new("score", settings.score),
-        Setting::new("copies", settings.augment.copies),
-        Setting::new("quarter turns", settings.augment.quarter_turns),
-        Setting::new("seed", settings.seed),
-        Setting::new("each type apart", per_type),
-        Setting::new("seconds", spent.as_secs()),
-    ]
-}
-
-/// Heatmaps against masks.
-struct Pixels {
-    metrics: PixelMetrics,
-    error: Option<String>,
-}
-
-impl Pixels {
-    fn add(&mut self, item: &Item, scorer: &Scorer, placement: &Placement, settings: &Settings) {
-        if let Err(error) = self.try_add(item, scorer, placement, settings) {
-            self.error.get_or_insert(format!("{error:#}"));
-        }
-    }
-
-    fn try_add(
-        &mut self,
-        item: &Item,
-        scorer: &Scorer,
-        placement: &Placement,
-        settings: &Settings,
-    ) -> anyhow::Result<()> {
-        let grid = settings.grid as usize;
-        let scores = resize_scores(scorer.heatmap(), (grid, grid), (MASK_SIDE, MASK_SIDE));
-        let mut mask = vec![false; MASK_SIDE * MASK_SIDE];
-        if let Some(path) = &item.mask {
-            let frame = Frame::decode_file(path, &crate::frame::DecodeLimits::default())
-                .with_context(|| format!("reading the mask of {}", item.id))?;
-            let [is, must] = [&frame, scorer.frame()].map(|frame| (frame.width(), frame.height()));
-            if is != must {
-                let (path, [w, h, width, height]) = (path.display(), [is.0, is.1, must.0, must.1]);
-                bail!(
-                    "the mask {path} has {w}×{h} pixels, its image {} {width}×{height}: give it one as large",
-                    item.id
-                );
-            }
-            let marks: Vec<u8> = frame.pixels().iter().map(|&p| u8::from(p > 0)).collect();
-            let mut rectified = vec![0; MASK_SIDE * MASK_SIDE];
-            placement.rectify_mask(&marks, frame.width(), frame.height(), &mut rectified, MASK_SIDE);
-            mask.iter_mut().zip(rectified).for_each(|(m, r)| *m = r > 0);
-        }
-        Ok(self.metrics.add(&scores, &mask, MASK_SIDE, MASK_SIDE)?)
-    }
-}
-
-fn print(result: &EvalResult, judge: impl Fn(Binarisation, ScoreKind) -> BinarisationResult) {
-    let show = |x: Option<f64>| x.map_or("    –".into(), |x| format!("{:5.1}", 100.0 * x));
+/// What a person reads; `notes` has a line for each question, or none.
+fn print(result: &EvalResult, notes: &[String]) {
+    let mut notes = notes.iter();
     println!("{}: {} images, {} folds", result.data, result.images, result.folds);
     for binarisation in &result.binarisations {
         println!("\n{}", binarisation.title);
         println!("  {:<18}{:>7}{:>7}{:>7}{:>7}{:>7}{:>7}", "", "acc", "prec", "recall", "F1", "AUROC", "AUPR");
         for group in &binarisation.groups {
             let row = |name: &str, f: &Figures| {
-                let figures: String = f.values().map(|v| format!("{:>7}", show(v))).concat();
+                let figures: String = f.values().map(|v| format!("{:>7}", share(v))).concat();
                 println!("  {name:<18}{figures}");
             };
             row(&format!("{} ({})", group.group, group.cells), &group.mean);
@@ -402,14 +257,12 @@ fn print(result: &EvalResult, judge: impl Fn(Binarisation, ScoreKind) -> Binaris
                 );
             }
         }
-        let areas: Vec<String> = [ScoreKind::Top, ScoreKind::Max, ScoreKind::Mean]
-            .into_iter()
-            .map(|kind| format!("{kind} {}", show(judge(binarisation.binarisation, kind).groups[0].mean.auroc)))
-            .collect();
-        println!("    AUROC by score  {}", areas.join(", "));
+        if let Some(note) = notes.next() {
+            println!("    {note}");
+        }
     }
     if let Some(pixel) = &result.pixel {
-        println!("\npixels: AUROC {}, AUPRO {} over {} regions", show(pixel.auroc), show(pixel.aupro), pixel.regions);
+        println!("\npixels: AUROC {}, AUPRO {} over {} regions", share(pixel.auroc), share(pixel.aupro), pixel.regions);
     }
     if !result.invalid.is_empty() {
         println!("\nnot judged: {:?}", result.invalid);

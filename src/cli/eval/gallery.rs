@@ -147,7 +147,7 @@ fn mistakes(
     let mut wrong: Vec<Wrong> = Vec::new();
     for (index, (item, cell)) in items.iter().zip(cells).enumerate() {
         let fold = cell.fold;
-        let score = super::number(&results[fold].scores[index], settings.score);
+        let score = super::threshold::number(&results[fold].scores[index], settings.score);
         let target = item.label.as_ref().and_then(|label| question.target(label));
         let kind = match (target, is_rejected(score, thresholds[fold])) {
             (Some(true), false) => MistakeKind::FalsePass,
