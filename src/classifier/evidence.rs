@@ -82,6 +82,18 @@ impl Witness {
         log_scale(pooled);
     }
 
+    /// What depends on the heatmap: its plane, and its statistics.
+    #[must_use]
+    pub fn of_heatmap(&self) -> Evidence {
+        Evidence { planes: self.planes[..PLANE].into(), row: self.row[POOLED..].into() }
+    }
+
+    /// What does not depend on the heatmap: the image's plane, and the pooled features.
+    #[must_use]
+    pub fn of_image(&self) -> Evidence {
+        Evidence { planes: self.planes[PLANE..].into(), row: self.row[..POOLED].into() }
+    }
+
     /// The planes: the heatmap's, then the image's, [`PLANE`] numbers each.
     #[must_use]
     pub fn planes(&self) -> &[f32] {

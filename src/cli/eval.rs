@@ -4,6 +4,7 @@
 //! room that gives an [`Outcome`].
 
 mod gallery;
+mod semacnn;
 mod systems;
 mod threshold;
 
@@ -14,6 +15,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::bail;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
+use super::judging::Judging;
 use super::shared::{self, Engine, FitSettings};
 use crate::baseline::System;
 use crate::eval::dataset::Dataset;
@@ -21,13 +23,18 @@ use crate::eval::folds::{self, Binarisation, Folds};
 use crate::eval::metrics::Goal;
 use crate::eval::pixel::PixelResult;
 use crate::eval::report::{self, EvalReport, Mistake};
-use crate::eval::result::{BinarisationResult, ELPV_CAVEATS, EvalResult, Figures, Setting};
+use crate::eval::result::{
+    BinarisationResult, ELPV_CAVEATS, EvalResult, FIGURE_NAMES, Figures, Repeat, Setting, Variant,
+};
 use crate::model::Settings;
 
 /// Evaluate a method on labelled cells by stratified cross-validation.
 ///
 /// Method `threshold`: for each fold the statistics come from the good cells of the other folds, and the threshold from
 /// training cells that were measured by statistics without their own fold.
+///
+/// Method `semacnn`: the classifier is trained on cells measured by statistics without their own fold. The network learns
+/// from four fifths of them; the last fifth ends its training and calibrates the probabilities.
 ///
 /// The paper's other systems are fitted from nothing on four fifths of a fold's training cells; the other fifth (of each
 /// label and type) chooses thresholds and epochs. `svd` and `k-means` reconstruct good cells, and what is left over
@@ -37,6 +44,8 @@ use crate::model::Settings;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   cellgate eval --data elpv --report elpv.html
+  cellgate eval --data elpv --method semacnn --per-type --seeds 5
+  cellgate eval --data elpv --method semacnn --per-type --ablate
   cellgate eval --data cells --json > cells.json
   cellgate eval --data elpv --stages 2,3 --shrinkage ledoit-wolf
   cellgate eval --data elpv --method svd")]
@@ -56,6 +65,14 @@ pub struct Args {
     /// Seed of the split into folds.
     #[arg(long, default_value_t = 1, value_name = "SEED")]
     split_seed: u64,
+
+    /// Evaluate with this many splits, of one seed after another: the first is shown in full, of all the mean and spread.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
+    seeds: u16,
+
+    /// Method semacnn: judge the same cells by each part of the classifier alone as well, and show what it gives.
+    #[arg(long)]
+    ablate: bool,
 
     /// What the threshold is chosen for on the training folds.
     #[arg(long, default_value = "accuracy", value_name = "GOAL", value_parser = ["accuracy", "f1"])]
@@ -90,6 +107,9 @@ pub struct Args {
 
     #[command(flatten)]
     training: systems::Training,
+
+    #[command(flatten)]
+    judging: Judging,
 }
 
 /// Takes the names of methods, and lists them in the help.
@@ -121,6 +141,7 @@ struct Outcome {
     pixel: Option<PixelResult>,
     mistakes: Vec<Mistake>,
     mistakes_left_out: (usize, usize),
+    variants: Vec<Variant>,
     caveats: Vec<String>,
 }
 
@@ -129,18 +150,21 @@ struct Outcome {
 enum Method {
     /// Semi-orthogonal embedding, Mahalanobis distance, score, threshold.
     Threshold,
+    /// As above up to the heatmap, and the classifier on it.
+    Semacnn,
     /// One of the paper's other systems.
     System(System),
 }
 
 impl Method {
     fn all() -> impl Iterator<Item = Self> {
-        std::iter::once(Self::Threshold).chain(System::ALL.into_iter().map(Self::System))
+        [Self::Threshold, Self::Semacnn].into_iter().chain(System::ALL.into_iter().map(Self::System))
     }
 
     fn name(self) -> &'static str {
         match self {
             Self::Threshold => "threshold",
+            Self::Semacnn => "semacnn",
             Self::System(system) => system.name(),
         }
     }
@@ -170,28 +194,41 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let Some(&main) = questions.get(1).or(questions.first()) else {
         bail!("{} has no two kinds of label to tell apart", dataset.name);
     };
-    let folds = folds::stratified(&dataset.items, args.folds.into(), args.split_seed)?;
-    folds.notes.iter().take(3).for_each(|note| eprintln!("note: {note}"));
-    if folds.notes.len() > 3 {
-        eprintln!("note: and {} more such groups", folds.notes.len() - 3);
+    if args.method != Method::Semacnn && (args.ablate || args.judging != Judging::default()) {
+        bail!("--ablate and the training of the classifier are for --method semacnn");
     }
     let interrupted = shared::interrupt()?;
-    let task = Task {
-        dataset: &dataset,
-        folds: &folds,
-        questions: &questions,
-        main,
-        goal,
-        settings: &settings,
-        interrupted: &interrupted,
-    };
-    let outcome = match args.method {
-        Method::Threshold => {
-            args.training.refuse()?;
-            threshold::evaluate(&args, &task)?
+    let evaluate = |seed: u64| -> anyhow::Result<Outcome> {
+        let folds = folds::stratified(&dataset.items, args.folds.into(), seed)?;
+        if seed == args.split_seed {
+            folds.notes.iter().take(3).for_each(|note| eprintln!("note: {note}"));
+            if folds.notes.len() > 3 {
+                eprintln!("note: and {} more such groups", folds.notes.len() - 3);
+            }
         }
-        Method::System(system) => systems::evaluate(system, &args, &task)?,
+        let task = Task {
+            dataset: &dataset,
+            folds: &folds,
+            questions: &questions,
+            main,
+            goal,
+            settings: &settings,
+            interrupted: &interrupted,
+        };
+        match args.method {
+            Method::System(system) => systems::evaluate(system, &args, &task),
+            Method::Threshold | Method::Semacnn => {
+                args.training.refuse()?;
+                let method = if args.method == Method::Semacnn { semacnn::evaluate } else { threshold::evaluate };
+                method(&args, &task)
+            }
+        }
     };
+    let outcome = evaluate(args.split_seed)?;
+    let mut repeats = Vec::new();
+    for seed in (args.split_seed..).take(args.seeds.into()).skip(1) {
+        repeats.push(Repeat { seed, binarisations: evaluate(seed)?.binarisations });
+    }
     let caveats = if whole_frame { ELPV_CAVEATS.map(String::from).to_vec() } else { Vec::new() };
     let mut shown = vec![Setting::new("method", args.method.name())];
     shown.extend(outcome.settings);
@@ -202,12 +239,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         images: dataset.items.len(),
         counts: dataset.counts(),
         settings: shown,
-        folds: folds.k(),
-        seed: folds.seed,
+        folds: args.folds.into(),
+        seed: args.split_seed,
         threshold_goal: goal,
         invalid: outcome.invalid,
         binarisations: outcome.binarisations,
         pixel: outcome.pixel,
+        variants: outcome.variants,
+        repeats,
         caveats: caveats.into_iter().chain(outcome.caveats).collect(),
     };
     if let Some(path) = &args.report {
@@ -261,6 +300,8 @@ fn print(result: &EvalResult, notes: &[String]) {
             println!("    {note}");
         }
     }
+    print_repeats(result);
+    print_variants(result);
     if let Some(pixel) = &result.pixel {
         println!("\npixels: AUROC {}, AUPRO {} over {} regions", share(pixel.auroc), share(pixel.aupro), pixel.regions);
     }
@@ -269,4 +310,45 @@ fn print(result: &EvalResult, notes: &[String]) {
     }
     println!();
     result.caveats.iter().for_each(|caveat| println!("note: {caveat}"));
+}
+
+/// Mean and spread of the figures over all splits.
+fn print_repeats(result: &EvalResult) {
+    if result.repeats.is_empty() {
+        return;
+    }
+    let seeds = 1 + result.repeats.len();
+    println!("\nover {seeds} splits: mean ± standard deviation, and the worst fold of all");
+    for (at, binarisation) in result.binarisations.iter().enumerate() {
+        let all = || std::iter::once(binarisation).chain(result.repeats.iter().map(|r| &r.binarisations[at]));
+        println!("  {}", binarisation.title);
+        for (column, name) in FIGURE_NAMES.iter().enumerate() {
+            let means: Vec<f64> = all().filter_map(|b| b.groups[0].mean.values()[column]).collect();
+            let worst = all().filter_map(|b| b.groups[0].worst.values()[column]).reduce(f64::min);
+            let mean = means.iter().sum::<f64>() / means.len() as f64;
+            let spread = (means.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (means.len() as f64 - 1.0)).sqrt();
+            println!("    {name:<10} {:5.1} ± {:.1}, worst {}", 100.0 * mean, 100.0 * spread, share(worst));
+        }
+    }
+}
+
+/// A table of the ablation.
+fn print_variants(result: &EvalResult) {
+    if result.variants.is_empty() {
+        return;
+    }
+    println!("\nablation: accuracy, F1, AUROC of each question");
+    let titles: Vec<&str> = result.binarisations.iter().map(|b| b.binarisation.name()).collect();
+    println!("  {:<34}{}", "", titles.iter().map(|title| format!("{title:>19}")).collect::<String>());
+    for variant in &result.variants {
+        let figures: String = variant
+            .binarisations
+            .iter()
+            .map(|b| {
+                let all = &b.groups[0].mean;
+                format!("  {} {} {}", share(all.accuracy), share(all.f1), share(all.auroc))
+            })
+            .collect();
+        println!("  {:<34}{figures}", variant.name);
+    }
 }

@@ -8,6 +8,7 @@ mod demo;
 mod eval;
 mod fit;
 mod inspect;
+mod judging;
 mod merge;
 mod model;
 mod shared;

@@ -46,8 +46,32 @@ pub struct EvalResult {
     pub binarisations: Vec<BinarisationResult>,
     /// With masks only.
     pub pixel: Option<PixelResult>,
+    /// Other ways of judging the same cells, for an ablation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub variants: Vec<Variant>,
+    /// The same with other splits into folds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repeats: Vec<Repeat>,
     /// What a reader must know before believing the figures.
     pub caveats: Vec<String>,
+}
+
+/// A way of judging among several on the same cells.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Variant {
+    /// In a few words.
+    pub name: String,
+    /// One for each question.
+    pub binarisations: Vec<BinarisationResult>,
+}
+
+/// An evaluation with another split.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Repeat {
+    /// The seed of the split.
+    pub seed: u64,
+    /// One for each question.
+    pub binarisations: Vec<BinarisationResult>,
 }
 
 /// One setting.

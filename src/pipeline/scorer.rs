@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::classifier::evidence::{self, Witness};
 use crate::embedding::{Embedder, Projection, Stages};
 use crate::frame::Frame;
 use crate::gaussian::Statistics;
@@ -110,6 +111,27 @@ impl Scorer {
         let scores = self.analyser.scores(&self.heatmap).ok_or(Invalid::NotFinite);
         self.latency.heatmap_us = lap(&mut clock);
         scores
+    }
+
+    /// Shows the cell that was measured last to a witness: its heatmap and image, and the features of `views` views of it.
+    /// Each view but the first costs a run of the backbone, after which the cell must be [projected](Self::project) again
+    /// to be measured again. Allocates nothing.
+    ///
+    /// # Errors
+    /// If the backbone refuses.
+    ///
+    /// # Panics
+    /// If there are no such views, or the projection does not use all four stages.
+    pub fn show(&mut self, witness: &mut Witness, views: usize) -> Result<(), Invalid> {
+        witness.see_heatmap(&self.heatmap);
+        witness.see_image(self.extractor.image());
+        witness.see_features(self.extractor.pyramid());
+        for index in 1..views {
+            let features = self.extractor.features(evidence::view(index));
+            witness.see_features(features.map_err(|error| Invalid::Backbone(error.to_string()))?);
+        }
+        witness.conclude();
+        Ok(())
     }
 
     /// The parts of the last heatmap above `level`.

@@ -9,7 +9,7 @@ const PRIOR: f64 = 4.0;
 ///
 /// `inputs` holds a list of numbers for each part, all as long as `above`, all finite. Without cells of both answers the
 /// weights are 1 divided by their number, and the shift 0.
-pub(super) fn fit(inputs: &[Vec<f64>], above: &[bool]) -> (Vec<f64>, f64) {
+pub fn fit(inputs: &[Vec<f64>], above: &[bool]) -> (Vec<f64>, f64) {
     let n = above.len() as f64;
     let positive = above.iter().filter(|&&a| a).count();
     if inputs.is_empty() || positive == 0 || positive == above.len() {

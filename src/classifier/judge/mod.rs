@@ -6,7 +6,7 @@
 //! temperature and bias (Guo et al. 2017).
 
 mod fit;
-mod logistic;
+pub mod logistic;
 mod stored;
 
 use std::sync::Arc;

@@ -5,15 +5,16 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use indicatif::ProgressBar;
 
 use super::super::shared;
 use super::gallery::Gallery;
 use super::{Args, Outcome, Task};
-use crate::backbone::Identity;
+use crate::backbone::{Identity, ResNet18};
 use crate::eval::dataset::{Dataset, Item, Label};
 use crate::eval::folds::{Binarisation, Folds};
 use crate::eval::metrics::{Goal, Ranking};
-use crate::eval::pixel::{PixelMetrics, resize_scores};
+use crate::eval::pixel::{PixelMetrics, PixelResult, resize_scores};
 use crate::eval::result::{BinarisationResult, Method, Scored, Setting};
 use crate::frame::Frame;
 use crate::heatmap::{ScoreKind, Scores};
@@ -30,49 +31,11 @@ const MASK_SIDE: usize = 256;
 /// Evaluates it.
 pub fn evaluate(args: &Args, task: &Task<'_>) -> anyhow::Result<Outcome> {
     let started = Instant::now();
-    let Task { dataset, folds, questions, main, goal, settings, interrupted } = *task;
-    let (network, backbone) = args.engine.weights()?;
-    let mut fitter = args.engine.fitter(&network, settings)?;
-    let cells = fold_cells(dataset, folds);
-
-    let parts = if args.per_type { by_type(dataset)? } else { vec![(0..dataset.items.len()).collect()] };
-    let total = parts.iter().map(|part| crossval::images(&pick(&cells, part), folds.k(), settings)).sum();
-    let bar = shared::bar(total, "evaluating");
-    let tick = |step| {
-        bar.inc(step);
-        shared::go_on(interrupted)
-    };
-    let has_masks = dataset.items.iter().any(|item| item.mask.is_some());
-    let pixels = Mutex::new(Pixels { metrics: PixelMetrics::new(), error: None });
-    let limit = if args.report.is_some() { args.mistakes } else { 0 };
-    let mut gallery = Gallery::new(main, settings, limit);
-    let unjudged = || vec![Err(Invalid::NotMeasured); cells.len()];
-    let mut results: Vec<FoldScores> =
-        (0..folds.k()).map(|fold| FoldScores { fold, scores: unjudged(), fitted: 0 }).collect();
-    for part in &parts {
-        let (items, cells) = (pick(&dataset.items, part), pick(&cells, part));
-        let see = |fold: usize, index: usize, scorer: &mut Scorer, placement: &Placement| {
-            if has_masks && cells[index].fold == fold {
-                let mut pixels = pixels.lock().unwrap_or_else(PoisonError::into_inner);
-                pixels.add(&items[index], scorer, placement, settings);
-            }
-        };
-        let found = cross_validate(&mut fitter, &cells, folds.k(), settings, &tick, see, |scores, model| {
-            gallery.see(part, &items, &cells, scores, model)
-        })?;
-        for (all, mut fold) in results.iter_mut().zip(found) {
-            if args.per_type {
-                gallery.divided(part, fold.fold, in_units_of_good(&mut fold, &cells).get(settings.score));
-            }
-            all.fitted += fold.fitted;
-            part.iter().zip(fold.scores).for_each(|(&index, scores)| all.scores[index] = scores);
-        }
-    }
+    let Task { dataset, questions, main, goal, settings, .. } = *task;
+    let bar = shared::bar(images(args, task)?, "evaluating");
+    let measured = measure(args, task, &bar, |_, _, _| ())?;
     bar.finish_and_clear();
-    let pixels = pixels.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if let Some(error) = pixels.error {
-        bail!(error);
-    }
+    let Measured { cells, results, gallery, pixel, backbone, identity, .. } = measured;
 
     let judge = |question, kind| answers(question, kind, &dataset.items, &cells, &results, goal);
     let areas = |question| {
@@ -82,11 +45,11 @@ pub fn evaluate(args: &Args, task: &Task<'_>) -> anyhow::Result<Outcome> {
     // What only a person reads is not worked out for a program.
     let notes = if args.json { Vec::new() } else { questions.iter().map(|&question| areas(question)).collect() };
     let mut outcome = Outcome {
-        settings: shown_settings(settings, &backbone, network.identity(), args.per_type, started.elapsed()),
+        settings: shown_settings(settings, &backbone, identity, args.per_type, started.elapsed()),
         invalid: invalid(&cells, &results),
         binarisations: questions.iter().map(|&question| judge(question, settings.score)).collect(),
         notes,
-        pixel: has_masks.then(|| pixels.metrics.result()),
+        pixel,
         ..Outcome::default()
     };
     if args.report.is_some() {
@@ -94,6 +57,84 @@ pub fn evaluate(args: &Args, task: &Task<'_>) -> anyhow::Result<Outcome> {
         (outcome.mistakes, outcome.mistakes_left_out) = gallery.mistakes(&dataset.items, &cells, &results, &thresholds);
     }
     Ok(outcome)
+}
+
+/// Every cell measured in every fold.
+pub(super) struct Measured {
+    pub cells: Vec<FoldCell>,
+    /// The type of each cell if each type has statistics of its own, else 0.
+    pub kinds: Vec<usize>,
+    pub results: Vec<FoldScores>,
+    pub gallery: Gallery,
+    pub pixel: Option<PixelResult>,
+    pub network: ResNet18,
+    pub backbone: String,
+    pub identity: Identity,
+}
+
+/// Images that [`measure`] goes through.
+pub(super) fn images(args: &Args, task: &Task<'_>) -> anyhow::Result<u64> {
+    let cells = fold_cells(task.dataset, task.folds);
+    let parts = parts(args, task.dataset)?;
+    Ok(parts.iter().map(|part| crossval::images(&pick(&cells, part), task.folds.k(), task.settings)).sum())
+}
+
+/// Measures every cell in every fold; `see(fold, index, scorer)` sees each with its heatmap, on whichever thread.
+pub(super) fn measure(
+    args: &Args,
+    task: &Task<'_>,
+    bar: &ProgressBar,
+    see: impl Fn(usize, usize, &mut Scorer) + Sync,
+) -> anyhow::Result<Measured> {
+    let Task { dataset, folds, main, settings, interrupted, .. } = *task;
+    let (network, backbone) = args.engine.weights()?;
+    let mut fitter = args.engine.fitter(&network, settings)?;
+    let cells = fold_cells(dataset, folds);
+    let parts = parts(args, dataset)?;
+    let tick = |step| {
+        bar.inc(step);
+        shared::go_on(interrupted)
+    };
+    let has_masks = dataset.items.iter().any(|item| item.mask.is_some());
+    let pixels = Mutex::new(Pixels { metrics: PixelMetrics::new(), error: None });
+    let limit = if args.report.is_some() { args.mistakes } else { 0 };
+    let mut gallery = Gallery::new(main, settings, limit);
+    let mut kinds = vec![0; cells.len()];
+    let unjudged = || vec![Err(Invalid::NotMeasured); cells.len()];
+    let mut results: Vec<FoldScores> =
+        (0..folds.k()).map(|fold| FoldScores { fold, scores: unjudged(), fitted: 0 }).collect();
+    for (kind, part) in parts.iter().enumerate() {
+        let (items, cells) = (pick(&dataset.items, part), pick(&cells, part));
+        let look = |fold: usize, index: usize, scorer: &mut Scorer, placement: &Placement| {
+            if has_masks && cells[index].fold == fold {
+                let mut pixels = pixels.lock().unwrap_or_else(PoisonError::into_inner);
+                pixels.add(&items[index], scorer, placement, settings);
+            }
+            see(fold, part[index], scorer);
+        };
+        let found = cross_validate(&mut fitter, &cells, folds.k(), settings, &tick, look, |scores, model| {
+            gallery.see(part, &items, &cells, scores, model)
+        })?;
+        for (all, mut fold) in results.iter_mut().zip(found) {
+            if args.per_type {
+                gallery.divided(part, fold.fold, in_units_of_good(&mut fold, &cells).get(settings.score));
+            }
+            all.fitted += fold.fitted;
+            part.iter().zip(fold.scores).for_each(|(&index, scores)| all.scores[index] = scores);
+        }
+        part.iter().for_each(|&index| kinds[index] = kind);
+    }
+    let pixels = pixels.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let Some(error) = pixels.error {
+        bail!(error);
+    }
+    let (pixel, identity) = (has_masks.then(|| pixels.metrics.result()), network.identity());
+    Ok(Measured { cells, kinds, results, gallery, pixel, network, backbone, identity })
+}
+
+/// The indices of the cells that have statistics together: each type's, or all.
+fn parts(args: &Args, dataset: &Dataset) -> anyhow::Result<Vec<Vec<usize>>> {
+    if args.per_type { by_type(dataset) } else { Ok(vec![(0..dataset.items.len()).collect()]) }
 }
 
 fn pick<T: Clone>(all: &[T], part: &[usize]) -> Vec<T> {
@@ -214,7 +255,7 @@ fn answers(
     BinarisationResult::new(question, &scored, &thresholds, Method::default())
 }
 
-fn invalid(cells: &[FoldCell], results: &[FoldScores]) -> BTreeMap<String, usize> {
+pub(super) fn invalid(cells: &[FoldCell], results: &[FoldScores]) -> BTreeMap<String, usize> {
     let mut reasons = BTreeMap::new();
     for (index, cell) in cells.iter().enumerate() {
         if let Err(reason) = &results[cell.fold].scores[index] {
@@ -224,7 +265,7 @@ fn invalid(cells: &[FoldCell], results: &[FoldScores]) -> BTreeMap<String, usize
     reasons
 }
 
-fn shown_settings(
+pub(super) fn shown_settings(
     settings: &Settings,
     backbone: &str,
     identity: Identity,

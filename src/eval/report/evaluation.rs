@@ -296,6 +296,8 @@ mod tests {
                 invalid: [("dim".to_string(), 2)].into(),
                 binarisations: vec![BinarisationResult::new(Binarisation::Likely, &scored, &[0.7; 5], method)],
                 pixel: None,
+                variants: Vec::new(),
+                repeats: Vec::new(),
                 caveats: ELPV_CAVEATS.map(String::from).to_vec(),
             },
             mistakes_of: "Likely".into(),
