@@ -6,8 +6,8 @@ use super::cholesky::{Matrix, Solver};
 use super::distances::{PAD, for_each, squared};
 use super::machine::Standard;
 use super::{
-    Description, HEAT, KIND_DISTANCE, KernelError, KernelMachine, MAX_KINDS, MAX_ROWS, MAX_TARGETS, POOLED, Uses,
-    WIDTH, exp_negative,
+    Description, HEAT, KERNEL_RANGE, KIND_DISTANCE, KernelError, KernelMachine, MAX_KINDS, MAX_ROWS, MAX_TARGETS,
+    POOLED, Uses, WIDTH, exp_negative,
 };
 use crate::simd::{Isa, Kernel, Simd};
 use crate::workers::Workers;
@@ -48,13 +48,13 @@ impl Default for Grid {
 
 impl Grid {
     fn check(&self) -> Result<(), KernelError> {
-        let good = |list: &[f32]| !list.is_empty() && list.iter().all(|x| (1e-6..=1e6).contains(x));
-        match () {
-            () if !good(&self.gammas) => Err(KernelError::Grid("gamma")),
-            () if !good(&self.heat_weights) => Err(KernelError::Grid("the heatmap's weight")),
-            () if !good(&self.lambdas) => Err(KernelError::Grid("lambda")),
-            () => Ok(()),
-        }
+        let check = |what, list: &[f32], range: std::ops::RangeInclusive<f32>| {
+            let good = !list.is_empty() && list.iter().all(|x| range.contains(x));
+            if good { Ok(()) } else { Err(KernelError::Grid(what)) }
+        };
+        check("gamma", &self.gammas, KERNEL_RANGE)?;
+        check("the heatmap's weight", &self.heat_weights, KERNEL_RANGE)?;
+        check("lambda", &self.lambdas, 1e-6..=1e6)
     }
 
     /// The pairs of γ and w.

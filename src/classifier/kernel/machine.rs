@@ -3,7 +3,9 @@
 use half::f16;
 use serde::{Deserialize, Serialize};
 
-use super::{HEAT, KIND_DISTANCE, KernelError, MAX_KINDS, MAX_ROWS, MAX_TARGETS, POOLED, Uses, WIDTH, exp_negative};
+use super::{
+    HEAT, KERNEL_RANGE, KIND_DISTANCE, KernelError, MAX_KINDS, MAX_ROWS, MAX_TARGETS, POOLED, Uses, WIDTH, exp_negative,
+};
 use crate::simd::{Isa, Kernel, Simd};
 
 /// Support rows are padded to a multiple of this: two vectors of the widest instruction set.
@@ -39,9 +41,7 @@ impl Description {
         if !within(self.rows, MAX_ROWS) || !within(self.kinds, MAX_KINDS) || !within(self.targets, MAX_TARGETS) {
             return Err(KernelError::Parts("its rows, kinds or targets are out of range"));
         }
-        // Not `contains`, which NaN would have to fail as well: it does.
-        let range = 1e-6..=1e6;
-        if !range.contains(&self.gamma) || !range.contains(&self.heat_weight) {
+        if !KERNEL_RANGE.contains(&self.gamma) || !KERNEL_RANGE.contains(&self.heat_weight) {
             return Err(KernelError::Parts("gamma or the heatmap's weight is out of range"));
         }
         Ok(())
