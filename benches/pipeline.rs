@@ -104,9 +104,10 @@ fn model(folder: &Path, cells: &[Cell], preprocess: PreprocessConfig) -> Arc<Mod
         images,
         skipped: 0,
     };
-    let header = Header { backbone: network.identity(), settings, provenance, calibration: Some(calibration) };
+    let header =
+        Header { backbone: network.identity(), settings, provenance, calibration: Some(calibration), classifier: None };
     let path = folder.join("bench.cgm");
-    Model::write(&path, &header, &projection, &statistics.view()).expect("room for the model");
+    Model::write(&path, &header, &projection, &statistics.view(), None).expect("room for the model");
     Arc::new(Model::open(&path).expect("just written"))
 }
 

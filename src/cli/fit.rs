@@ -373,8 +373,9 @@ pub fn finish(
             skipped: header.skipped,
         },
         calibration,
+        classifier: None,
     };
-    Model::write(out, &model_header, projection, &statistics.view())?;
+    Model::write(out, &model_header, projection, &statistics.view(), None)?;
     Ok(Model::open(out)?)
 }
 

@@ -5,25 +5,27 @@ pub mod partial;
 pub mod settings;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use half::f16;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::backbone::Identity;
+use crate::classifier::judge::{self, Judge, JudgeError};
 use crate::embedding::cpu::SLACK;
 use crate::embedding::projection::CHANNELS;
 use crate::embedding::{EmbeddingError, Projection};
 use crate::gaussian::factors::section_len;
 use crate::gaussian::{Factors, Precision, Statistics};
-use crate::verdict::{Calibration, CalibrationError};
+use crate::verdict::{Calibration, CalibrationError, GradingError, OperatingPoint};
 
 pub use container::FileError;
 pub use settings::{Settings, SettingsError};
 
 use container::{Container, Kind};
 
-const KIND: Kind = Kind { magic: *b"CELLGATE", version: 2, name: "cellgate model (.cgm)" };
+const KIND: Kind = Kind { magic: *b"CELLGATE", version: 3, name: "cellgate model (.cgm)" };
 
 /// Where a model comes from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,6 +59,38 @@ pub struct Header {
     pub provenance: Provenance,
     /// What held-out good cells say about scores; a model without one judges nothing.
     pub calibration: Option<Calibration>,
+    /// The classifier, if one was trained; without one the score alone decides.
+    pub classifier: Option<ClassifierHeader>,
+}
+
+/// What the header says of the classifier, whose numbers are sections of the file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClassifierHeader {
+    /// What it is made of.
+    pub judge: judge::Description,
+    /// Where the line is drawn.
+    pub point: OperatingPoint,
+    /// Where it comes from.
+    pub training: Training,
+}
+
+/// Where a classifier comes from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Training {
+    /// The version of cellgate that trained it.
+    pub software: String,
+    /// When, in seconds since 1970.
+    pub created: u64,
+    /// Name of the data set.
+    pub data: String,
+    /// BLAKE3 over the ids of its cells.
+    pub list: [u8; 32],
+    /// Cells of each level.
+    pub cells: Vec<u32>,
+    /// Cells that could not be judged, and took no part.
+    pub skipped: u32,
+    /// The step of the network's training that was kept; none without a network.
+    pub step: Option<u64>,
 }
 
 /// Why a model could not be read, written or used.
@@ -90,6 +124,22 @@ pub enum ModelError {
         /// What is wrong.
         why: EmbeddingError,
     },
+    /// As above, the classifier.
+    #[error("reading the model {path}: {why}")]
+    Classifier {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        why: JudgeError,
+    },
+    /// As above, the operating point.
+    #[error("reading the model {path}: {why}")]
+    Point {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        why: GradingError,
+    },
     /// The model was fitted with another backbone.
     #[error(
         "the model was fitted with the backbone {model} (`{name}`), but the backbone at hand is {given}; \
@@ -111,12 +161,16 @@ pub struct Model {
     container: Container,
     header: Header,
     projection: Projection,
+    judge: Option<Arc<Judge>>,
 }
 
 const PROJECTION: &str = "projection";
 const MEAN: &str = "mean";
 const ROW_SCALE: &str = "row-scale";
 const FACTORS: &str = "factors";
+const NETWORK: &str = "network";
+const KERNEL: &str = "kernel";
+const SUPPORT: &str = "support";
 
 impl Model {
     /// Opens a model file and checks all of it.
@@ -135,31 +189,49 @@ impl Model {
         let matrix = container.section::<f32>(PROJECTION, CHANNELS * k)?.to_vec();
         let projection =
             Projection::from_matrix(k, matrix).map_err(|why| ModelError::Projection { path: shown(), why })?;
-        let model = Self { container, header, projection };
+        let judge = match &header.classifier {
+            Some(classifier) => Some(Arc::new(read_judge(&container, classifier, &shown)?)),
+            None => None,
+        };
+        let model = Self { container, header, projection, judge };
         model.sections()?;
         Ok(model)
     }
 
-    /// Writes a model, whole or not at all.
+    /// Writes a model, whole or not at all; `judge` is what [`Header::classifier`] speaks of.
     ///
     /// # Errors
     /// What the system refused.
+    ///
+    /// # Panics
+    /// If one of header and `judge` has a classifier and the other has not.
     pub fn write(
         path: &Path,
         header: &Header,
         projection: &Projection,
         statistics: &Statistics<'_>,
+        judge: Option<&Judge>,
     ) -> Result<(), ModelError> {
+        let described = header.classifier.as_ref().map(|classifier| &classifier.judge);
+        assert_eq!(described, judge.map(Judge::description), "the classifier that the header speaks of");
         let factors: &[u8] = match statistics.factors() {
             Factors::F16(u) => bytemuck::cast_slice(u),
             Factors::F32(u) => bytemuck::cast_slice(u),
         };
-        let sections = [
+        let mut sections = vec![
             (PROJECTION, bytemuck::cast_slice(projection.matrix())),
             (MEAN, bytemuck::cast_slice(statistics.mean())),
             (ROW_SCALE, bytemuck::cast_slice(statistics.row_scale())),
             (FACTORS, factors),
         ];
+        let network = judge.map(Judge::network_halves).unwrap_or_default();
+        if !network.is_empty() {
+            sections.push((NETWORK, bytemuck::cast_slice(&network)));
+        }
+        if let Some(kernel) = judge.and_then(Judge::kernel) {
+            sections.push((KERNEL, bytemuck::cast_slice(kernel.floats())));
+            sections.push((SUPPORT, bytemuck::cast_slice(kernel.support())));
+        }
         Ok(container::write(path, KIND, header, &sections)?)
     }
 
@@ -169,13 +241,38 @@ impl Model {
     /// What the system refused.
     pub fn write_calibrated(&self, path: &Path, calibration: Calibration) -> Result<(), ModelError> {
         let header = Header { calibration: Some(calibration), ..self.header.clone() };
-        Self::write(path, &header, &self.projection, &self.statistics())
+        Self::write(path, &header, &self.projection, &self.statistics(), self.judge.as_deref())
+    }
+
+    /// Writes this model with another classifier, or with none.
+    ///
+    /// # Errors
+    /// What the system refused.
+    pub fn write_judged(
+        &self,
+        path: &Path,
+        classifier: Option<(&Judge, OperatingPoint, Training)>,
+    ) -> Result<(), ModelError> {
+        let judge = classifier.as_ref().map(|(judge, ..)| *judge);
+        let classifier = classifier.map(|(judge, point, training)| ClassifierHeader {
+            judge: judge.description().clone(),
+            point,
+            training,
+        });
+        let header = Header { classifier, ..self.header.clone() };
+        Self::write(path, &header, &self.projection, &self.statistics(), judge)
     }
 
     /// What the header says.
     #[must_use]
     pub fn header(&self) -> &Header {
         &self.header
+    }
+
+    /// The classifier, if the model has one.
+    #[must_use]
+    pub fn judge(&self) -> Option<&Arc<Judge>> {
+        self.judge.as_ref()
     }
 
     /// `diag(scale)·W`.
@@ -234,6 +331,27 @@ impl Model {
         let name = self.header.provenance.backbone.clone();
         Err(ModelError::OtherBackbone { model: self.header.backbone, name, given })
     }
+}
+
+fn read_judge(
+    container: &Container,
+    classifier: &ClassifierHeader,
+    shown: &impl Fn() -> String,
+) -> Result<Judge, ModelError> {
+    let wrong = |why| ModelError::Classifier { path: shown(), why };
+    classifier.point.validate().map_err(|why| ModelError::Point { path: shown(), why })?;
+    classifier.judge.validate().map_err(wrong)?;
+    if classifier.point.grading.levels() != classifier.judge.levels as usize {
+        return Err(container
+            .damaged("its classifier tells other classes apart than its operating point".into())
+            .into());
+    }
+    // Sizes are known to be sane before anything of them is asked for.
+    let [network, floats, support] = classifier.judge.section_lens();
+    let network = if network > 0 { container.section::<f16>(NETWORK, network)? } else { &[] };
+    let floats = if floats > 0 { container.section::<f32>(KERNEL, floats)? } else { &[] };
+    let support = if support > 0 { container.section::<f16>(SUPPORT, support)? } else { &[] };
+    Judge::from_parts(classifier.judge.clone(), network, floats, support).map_err(wrong)
 }
 
 #[cfg(test)]

@@ -76,14 +76,20 @@ impl Parts {
         let mean: Vec<f32> = (0..GRID * GRID * K + SLACK).map(|i| i as f32 * 0.25).collect();
         let factors: Vec<f32> = (0..section_len(GRID * GRID, K)).map(|i| 1.0 + (i % 9) as f32 * 0.125).collect();
         Self {
-            header: Header { backbone: Identity([5; 32]), settings, provenance, calibration: Some(calibration) },
+            header: Header {
+                backbone: Identity([5; 32]),
+                settings,
+                provenance,
+                calibration: Some(calibration),
+                classifier: None,
+            },
             projection: Projection::semi_orthogonal(Mixing::Dense, K, 1, Stages::ALL, &[1.0; CHANNELS]).unwrap(),
             statistics: OwnedStatistics::pack(GRID, K, mean, factors, precision),
         }
     }
 
     fn write(&self, path: &Path) {
-        Model::write(path, &self.header, &self.projection, &self.statistics.view()).unwrap();
+        Model::write(path, &self.header, &self.projection, &self.statistics.view(), None).unwrap();
     }
 
     fn sections(&self) -> Vec<(&'static str, Vec<u8>)> {
@@ -350,7 +356,7 @@ fn an_unwritable_place_is_named_and_nothing_is_left() {
     let place = place();
     let folder = place.path.parent().unwrap();
     let parts = Parts::new(Precision::F16);
-    let write = |path: &Path| Model::write(path, &parts.header, &parts.projection, &parts.statistics.view());
+    let write = |path: &Path| Model::write(path, &parts.header, &parts.projection, &parts.statistics.view(), None);
     assert_says(&write(&folder.join("none/m.cgm")).unwrap_err().to_string(), &["none/m.cgm"]);
     // A folder stands where the file should go.
     std::fs::create_dir(folder.join("taken.cgm")).unwrap();

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::backbone::Backbone;
+use crate::classifier::evidence::Witness;
+use crate::classifier::judge::Bench;
 use crate::frame::Frame;
 use crate::heatmap::Scores;
 use crate::model::Model;
 use crate::preprocess::{Placement, Refusal};
-use crate::verdict::{Invalid, Latency, Verdict};
+use crate::simd::Isa;
+use crate::verdict::{Grading, Invalid, Latency, Probabilities, Verdict};
 use crate::workers::Workers;
 
 use super::extractor::lap;
@@ -20,6 +23,13 @@ use super::{Extractor, PipelineError, Scorer};
 pub struct Inspector {
     model: Arc<Model>,
     scorer: Scorer,
+    classifier: Option<Classifier>,
+}
+
+/// The model's classifier at work, and what it looks with.
+struct Classifier {
+    bench: Bench,
+    witness: Witness,
 }
 
 impl Inspector {
@@ -31,8 +41,20 @@ impl Inspector {
         model.check_backbone(backbone.identity())?;
         let settings = &model.header().settings;
         let extractor = Extractor::new(settings.preprocess.clone(), backbone)?;
+        let classifier = match model.judge() {
+            Some(judge) => {
+                let (size, grid, k) = (settings.size as usize, settings.grid as usize, settings.k as usize);
+                let isa = Isa::detect();
+                let bench = Bench::new(Arc::clone(judge), isa, Arc::clone(&workers))?;
+                Some(Classifier { bench, witness: Witness::new(size, grid, k, isa) })
+            }
+            None => None,
+        };
         let scorer = Scorer::new(settings, model.projection(), extractor, workers);
-        Ok(Self { model, scorer })
+        if classifier.is_some() && !scorer.sees_all_stages() {
+            return Err(PipelineError::Stages);
+        }
+        Ok(Self { model, scorer, classifier })
     }
 
     /// Judges the cell in a frame.
@@ -67,13 +89,37 @@ impl Inspector {
             return Verdict { latency: self.scorer.latency(), ..refused };
         }
         let mut clock = Instant::now();
-        let score = calibration.score(distances.get(calibration.kind));
-        let outcome = calibration.decide(score);
+        let distance = distances.get(calibration.kind);
+        let score = calibration.score(distance);
+        let mut outcome = calibration.decide(score);
         let regions = self.scorer.regions(calibration.region);
         let mut latency = self.scorer.latency();
         latency.heatmap_us += lap(&mut clock);
+        let mut probabilities = None;
+        if let (Some(Classifier { bench, witness }), Some(header)) =
+            (&mut self.classifier, &self.model.header().classifier)
+        {
+            let views = header.judge.views as usize;
+            let opinion = match self.scorer.show(witness, views) {
+                Ok(()) => bench.hear(witness, 0),
+                Err(reason) => return Verdict { latency, ..Verdict::invalid(reason) },
+            };
+            latency.classifier_us = lap(&mut clock);
+            let Some(opinion) = opinion else {
+                return Verdict { latency, ..Verdict::invalid(Invalid::NotFinite) };
+            };
+            let point = &header.point;
+            let of_highest = opinion.at_least(point.grading.levels() - 1);
+            outcome = point.decide(of_highest, opinion.at_least(1), distance, &outcome);
+            probabilities = Some(match point.grading {
+                Grading::Abc => Probabilities { not_a: Some(opinion.at_least(1)), c: Some(of_highest) },
+                Grading::AnyDefect => Probabilities { not_a: Some(of_highest), c: None },
+                Grading::Usable => Probabilities { not_a: None, c: Some(of_highest) },
+            });
+        }
         let score = Some(score).filter(|s| s.is_finite());
-        Verdict { outcome, score, distances: Some(distances), regions, placement: Some(placement), latency }
+        let (distances, placement) = (Some(distances), Some(placement));
+        Verdict { outcome, score, probabilities, distances, regions, placement, latency }
     }
 
     /// The model in force.

@@ -23,6 +23,7 @@ pub use spent::Spent;
 use thiserror::Error;
 
 use crate::backbone::BackboneError;
+use crate::classifier::NetworkError;
 use crate::model::ModelError;
 use crate::preprocess::ConfigError;
 
@@ -39,4 +40,13 @@ pub enum PipelineError {
     /// The model refuses the backbone.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The classifier's network cannot be run.
+    #[error(transparent)]
+    Classifier(#[from] NetworkError),
+    /// The classifier sees what the backbone does not compute.
+    #[error(
+        "the classifier looks at all four stages of the backbone, but the model was fitted with some of them: fit again \
+         with --stages 1,2,3,4 and train again"
+    )]
+    Stages,
 }

@@ -113,6 +113,12 @@ impl Scorer {
         scores
     }
 
+    /// Whether the backbone computes all four stages, as [`show`](Self::show) asks for.
+    #[must_use]
+    pub fn sees_all_stages(&self) -> bool {
+        self.extractor.pyramid().stages() == [true; 4]
+    }
+
     /// Shows the cell that was measured last to a witness: its heatmap and image, and the features of `views` views of it.
     /// Each view but the first costs a run of the backbone, after which the cell must be [projected](Self::project) again
     /// to be measured again. Allocates nothing.

@@ -1,6 +1,7 @@
 //! What cellgate says about a cell: a pass, a reject, or that it cannot say.
 
 mod calibration;
+mod grading;
 pub mod payload;
 
 use std::fmt;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::heatmap::{Regions, Scores};
 use crate::preprocess::{Placement, Refusal};
 pub use calibration::{CLASS_C, Calibration, CalibrationError, DECISION, MIN_CELLS, quantile};
+pub use grading::{Cost, Grading, GradingError, OperatingPoint};
 
 /// The production class of a cell (paper section 2.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -134,14 +136,30 @@ pub struct Latency {
     pub distance_us: u32,
     /// Smoothing, scores and regions.
     pub heatmap_us: u32,
+    /// The classifier, with the runs of the backbone for further views.
+    pub classifier_us: u32,
 }
 
 impl Latency {
     /// All of it.
     #[must_use]
     pub fn total_us(&self) -> u32 {
-        self.preprocess_us + self.backbone_us + self.projection_us + self.distance_us + self.heatmap_us
+        self.preprocess_us
+            + self.backbone_us
+            + self.projection_us
+            + self.distance_us
+            + self.heatmap_us
+            + self.classifier_us
     }
+}
+
+/// The classifier's calibrated probabilities, each 0 to 1; none where it does not tell these classes apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Probabilities {
+    /// That the cell is of class B or C.
+    pub not_a: Option<f32>,
+    /// That it is of class C.
+    pub c: Option<f32>,
 }
 
 /// The verdict on one cell.
@@ -151,6 +169,8 @@ pub struct Verdict {
     pub outcome: Outcome,
     /// Calibrated score, 0 to 1; 0.5 is the border of class A. None if the cell could not be judged.
     pub score: Option<f32>,
+    /// What the classifier says, if the model has one that could judge the cell.
+    pub probabilities: Option<Probabilities>,
     /// The heatmap's numbers in Mahalanobis distance.
     pub distances: Option<Scores>,
     /// Where the defects are, on the heatmap's grid.
@@ -168,6 +188,7 @@ impl Verdict {
         Self {
             outcome: Outcome::Invalid(reason),
             score: None,
+            probabilities: None,
             distances: None,
             regions: Regions::default(),
             placement: None,

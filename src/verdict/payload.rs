@@ -32,9 +32,11 @@ pub struct About<'a> {
 /// `out` has that much room.
 ///
 /// Every key is always there, `null` where it does not apply, in this order: `id`, `outcome` (PASS, REJECT, INVALID),
-/// `class` (A, B, C), `score` (0 to 1, always with a decimal point), `reason` and `detail` (of an INVALID), `top`, `max`,
+/// `class` (A, B, C), `score` (0 to 1, always with a decimal point), `p_not_a` and `p_c` (the classifier's
+/// probabilities that the cell is B or C, and that it is C, where the model has one that tells them apart), `reason` and `detail` (of an INVALID), `top`, `max`,
 /// `mean` (Mahalanobis distances), `regions`, `regions_total`, `model` (64 hexadecimal digits), and the microseconds
-/// `preprocess_us`, `backbone_us`, `distance_us`, `heatmap_us`, `total_us`. A region is
+/// `preprocess_us`, `backbone_us`, `distance_us`, `heatmap_us`,
+/// `classifier_us`, `total_us`. A region is
 /// `[left, top, right, bottom, peak]` in frame pixels and distance, highest peak first, with the area in mm² as a
 /// sixth number where the side of a cell is known.
 pub fn write_json(verdict: &Verdict, about: &About<'_>, out: &mut String) {
@@ -57,6 +59,11 @@ fn write(verdict: &Verdict, about: &About<'_>, out: &mut String) -> fmt::Result 
     }
     out.push_str(",\"score\":");
     number(verdict.score, 6, out)?;
+    let probabilities = verdict.probabilities.unwrap_or_default();
+    for (name, value) in [("p_not_a", probabilities.not_a), ("p_c", probabilities.c)] {
+        write!(out, ",\"{name}\":")?;
+        number(value, 4, out)?;
+    }
     match &verdict.outcome {
         Outcome::Invalid(reason) => {
             write!(out, ",\"reason\":\"{}\",\"detail\":\"", reason.name())?;
@@ -90,11 +97,12 @@ fn write(verdict: &Verdict, about: &About<'_>, out: &mut String) -> fmt::Result 
     let latency = &verdict.latency;
     write!(
         out,
-        ",\"preprocess_us\":{},\"backbone_us\":{},\"distance_us\":{},\"heatmap_us\":{},\"total_us\":{}}}",
+        ",\"preprocess_us\":{},\"backbone_us\":{},\"distance_us\":{},\"heatmap_us\":{},\"classifier_us\":{},\"total_us\":{}}}",
         latency.preprocess_us,
         latency.backbone_us,
         latency.projection_us + latency.distance_us,
         latency.heatmap_us,
+        latency.classifier_us,
         latency.total_us()
     )
 }
@@ -186,13 +194,15 @@ mod tests {
     use super::*;
     use crate::heatmap::{Analyser, Scores};
     use crate::preprocess::{Placement, Refusal};
-    use crate::verdict::{Class, Invalid, Latency};
+    use crate::verdict::{Class, Invalid, Latency, Probabilities};
 
-    const KEYS: [&str; 16] = [
+    const KEYS: [&str; 19] = [
         "id",
         "outcome",
         "class",
         "score",
+        "p_not_a",
+        "p_c",
         "reason",
         "detail",
         "top",
@@ -205,6 +215,7 @@ mod tests {
         "backbone_us",
         "distance_us",
         "heatmap_us",
+        "classifier_us",
     ];
 
     fn about(id: &str) -> About<'_> {
@@ -240,10 +251,11 @@ mod tests {
             fill: 1.0,
             threshold: None,
         };
-        let slow = u32::MAX / 5;
+        let slow = u32::MAX / 6;
         Verdict {
             outcome: Outcome::Reject,
             score: Some(1.0),
+            probabilities: Some(Probabilities { not_a: Some(1.0), c: Some(0.75) }),
             distances: Some(Scores { top: 123_456.7, max: f32::MAX, mean: 999_999.9 }),
             regions: Analyser::new(64, 0.0).regions(&map, 1.0),
             placement: Some(placement),
@@ -253,6 +265,7 @@ mod tests {
                 projection_us: 0,
                 distance_us: slow,
                 heatmap_us: slow,
+                classifier_us: slow,
             },
         }
     }
@@ -260,7 +273,7 @@ mod tests {
     #[test]
     fn keys_stand_in_order_and_scores_have_a_decimal_point() {
         let (text, value) = json(&longest(), &about("a/b.png"));
-        assert!(text.starts_with("{\"id\":\"a/b.png\",\"outcome\":\"REJECT\",\"class\":\"C\",\"score\":1.000000,"));
+        assert!(text.starts_with("{\"id\":\"a/b.png\",\"outcome\":\"REJECT\",\"class\":\"C\",\"score\":1.000000,\"p_not_a\":1.0000,\"p_c\":0.7500,"));
         assert_eq!(value["regions"].as_array().unwrap().len(), 8);
         assert_eq!(value["regions_total"], 12);
         assert_eq!(value["model"], "ab".repeat(32));
@@ -296,7 +309,7 @@ mod tests {
         let (_, value) = json(&Verdict::invalid(reason), &about("dark.png"));
         assert_eq!((&value["outcome"], &value["reason"]), (&"INVALID".into(), &"dim".into()));
         assert!(value["detail"].as_str().unwrap().contains("0.0100"));
-        assert!(["class", "score", "top", "max", "mean"].iter().all(|key| value[key].is_null()));
+        assert!(["class", "score", "p_not_a", "p_c", "top", "max", "mean"].iter().all(|key| value[key].is_null()));
         assert!(value["regions"].as_array().unwrap().is_empty());
         let long = Invalid::Unreadable("\"\n\u{202e}é".repeat(300));
         let (_, value) = json(&Verdict::invalid(long), &about("x"));

@@ -86,8 +86,9 @@ pub fn small_model(folder: &Path, size: u32, grid: u32, k: u32) -> PathBuf {
         images: moments.count(),
         skipped: 0,
     };
-    let header = Header { backbone: network.identity(), settings, provenance, calibration: Some(calibration) };
+    let header =
+        Header { backbone: network.identity(), settings, provenance, calibration: Some(calibration), classifier: None };
     let path = folder.join("small.cgm");
-    Model::write(&path, &header, &projection, &statistics.view()).unwrap();
+    Model::write(&path, &header, &projection, &statistics.view(), None).unwrap();
     path
 }
