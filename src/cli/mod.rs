@@ -13,6 +13,7 @@ mod merge;
 mod model;
 mod shared;
 mod synth;
+mod train;
 
 use std::process::ExitCode;
 
@@ -34,6 +35,7 @@ enum Verb {
     Data(data::Args),
     Synth(synth::Args),
     Fit(Box<fit::Args>),
+    Train(Box<train::Args>),
     Inspect(inspect::Args),
     Merge(merge::Args),
     Calibrate(calibrate::Args),
@@ -57,6 +59,7 @@ impl Cli {
             Verb::Data(args) => data::run(args),
             Verb::Synth(args) => synth::run(args),
             Verb::Fit(args) => fit::run(*args),
+            Verb::Train(args) => train::run(*args),
             Verb::Inspect(args) => return inspect::run(args),
             Verb::Merge(args) => merge::run(args),
             Verb::Calibrate(args) => calibrate::run(args),

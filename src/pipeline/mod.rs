@@ -2,7 +2,8 @@
 //!
 //! [`Extractor`] takes a frame to its pyramid; [`Scorer`] goes on to heatmap and score; [`Inspector`] to the verdict.
 //! [`fitting`] runs extractors on all cores over a data set to gather, resume, merge and calibrate a model;
-//! [`crossval`] measures every cell by statistics that have not seen it.
+//! [`crossval`] measures every cell by statistics that have not seen it, and [`teaching`] gathers what the classifier
+//! sees of it then.
 
 mod channel_scale;
 pub mod crossval;
@@ -13,6 +14,7 @@ mod outcomes;
 mod plan;
 mod scorer;
 mod spent;
+pub mod teaching;
 
 pub use extractor::Extractor;
 pub use inspector::Inspector;
