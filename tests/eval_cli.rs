@@ -33,7 +33,7 @@ fn figures_and_page_of_a_small_set() {
     assert!(output.status.success(), "{}", text(&output));
     let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(result["images"], 60);
-    assert_eq!(result["binarisations"].as_array().unwrap().len(), 2);
+    assert_eq!(result["binarisations"].as_array().unwrap().len(), 3);
     let usable = &result["binarisations"][1];
     assert_eq!(usable["binarisation"], "usable");
     let all = &usable["groups"][0];

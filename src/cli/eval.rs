@@ -26,7 +26,7 @@ use crate::eval::report::{self, EvalReport, Mistake};
 use crate::eval::result::{
     BinarisationResult, ELPV_CAVEATS, EvalResult, FIGURE_NAMES, Figures, Repeat, Setting, Variant,
 };
-use crate::model::Settings;
+use crate::model::{Model, Settings};
 
 /// Evaluate a method on labelled cells by stratified cross-validation.
 ///
@@ -48,7 +48,8 @@ use crate::model::Settings;
   cellgate eval --data elpv --method semacnn --per-type --ablate
   cellgate eval --data cells --json > cells.json
   cellgate eval --data elpv --stages 2,3 --shrinkage ledoit-wolf
-  cellgate eval --data elpv --method svd")]
+  cellgate eval --data elpv --method svd
+  cellgate eval --data labelled --method semacnn --model line1.cgm      line1.cgm was fitted to other cells")]
 pub struct Args {
     /// Labelled data: a folder with a labels.csv, or `elpv`.
     #[arg(long, value_name = "DIR|elpv")]
@@ -57,6 +58,12 @@ pub struct Args {
     /// How cells are judged.
     #[arg(long, default_value = "threshold", value_name = "NAME", value_parser = method_parser())]
     method: Method,
+
+    /// Methods threshold and semacnn: measure all cells by this model's statistics, which must not have seen them, instead
+    /// of fitting to the good cells of the other folds; the settings of the fit are the model's. Thresholds and classifier
+    /// still come from the other folds.
+    #[arg(long, value_name = "MODEL.cgm")]
+    model: Option<PathBuf>,
 
     /// Folds.
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=20))]
@@ -120,6 +127,8 @@ fn method_parser() -> impl TypedValueParser<Value = Method> {
 /// What every method starts from.
 #[derive(Clone, Copy)]
 struct Task<'a> {
+    /// The fitted model to measure by, if there is one.
+    model: Option<&'a Model>,
     dataset: &'a Dataset,
     folds: &'a Folds,
     questions: &'a [Binarisation],
@@ -188,7 +197,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let (dataset, whole_frame) = shared::open_data(&args.data, args.data_dir.as_deref())?;
     dataset.require_labels()?;
-    let settings = args.settings.settings(whole_frame)?;
+    let model = args.model.as_deref().map(Model::open).transpose()?;
+    let settings = match &model {
+        Some(model) if args.per_type => {
+            bail!(
+                "--per-type fits each type apart, but the model (of {}) is fitted: leave one of them out",
+                &model.header().provenance.data
+            )
+        }
+        Some(model) => model.header().settings.clone(),
+        None => args.settings.settings(whole_frame)?,
+    };
     let goal = if args.goal == "f1" { Goal::F1 } else { Goal::Accuracy };
     let questions = Binarisation::applicable(dataset.items.iter().filter_map(|item| item.label.as_ref()));
     let Some(&main) = questions.get(1).or(questions.first()) else {
@@ -207,6 +226,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             }
         }
         let task = Task {
+            model: model.as_ref(),
             dataset: &dataset,
             folds: &folds,
             questions: &questions,

@@ -1,11 +1,14 @@
-//! `cellgate model show`: what a model file holds.
+//! `cellgate model`: what a model file holds, and its classifier for other engines.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::bail;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::shared::rfc3339;
+use super::shared::{self, rfc3339};
+use crate::backbone::onnx::export_classifier as export_classifier_onnx;
+use crate::backbone::weights::safetensors::Precision;
 use crate::model::Model;
 
 /// Look into model files.
@@ -27,11 +30,29 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
+    /// Write the classifier's network as ONNX, for TensorRT: input `image` of `[1, planes, 64, 64]`, outputs `logits` and
+    /// `probabilities` of `[1, levels]`, before calibration.
+    ExportClassifier {
+        /// The model.
+        #[arg(value_name = "MODEL.cgm")]
+        model: PathBuf,
+
+        /// Where to write; the folder must exist.
+        #[arg(short, long, value_name = "FILE.onnx")]
+        out: PathBuf,
+
+        /// Write FLOAT16 tensors instead of FLOAT.
+        #[arg(long)]
+        fp16: bool,
+    },
 }
 
 /// Shows.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let Action::Show { model: path, json } = args.action;
+    let (path, json) = match args.action {
+        Action::Show { model, json } => (model, json),
+        Action::ExportClassifier { model, out, fp16 } => return export_classifier(&model, &out, fp16),
+    };
     let model = Model::open(&path)?;
     let header = model.header();
     let (s, p) = (&header.settings, &header.provenance);
@@ -40,7 +61,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             model.section_sizes().map(|(name, bytes)| json!({"name": name, "bytes": bytes})).collect();
         let line = json!({
             "model": model.id().to_string(), "bytes": model.bytes(), "backbone": header.backbone.to_string(),
-            "settings": s, "provenance": p, "calibration": header.calibration, "sections": sections,
+            "settings": s, "provenance": p, "calibration": header.calibration, "classifier": header.classifier, "sections": sections,
         });
         println!("{}", serde_json::to_string_pretty(&line)?);
         return Ok(());
@@ -67,9 +88,50 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         ),
         None => println!("calibration  none: it judges nothing until `cellgate calibrate`"),
     }
+    match &header.classifier {
+        Some(c) => {
+            let parts = [
+                c.judge.planes.map(|p| format!("a network on {} planes", p.count())),
+                c.judge.kernel.as_ref().map(|k| format!("a kernel machine of {} cells", k.rows)),
+            ];
+            let parts: Vec<String> = parts.into_iter().flatten().collect();
+            println!("classifier   {} by {}; {} view(s)", c.point.grading, parts.join(" and "), c.judge.views);
+            println!(
+                "trained      {} by cellgate {} on {}: {:?} cells of {:?}, {} skipped",
+                rfc3339(c.training.created),
+                c.training.software,
+                c.training.data,
+                c.training.cells,
+                c.point.grading.names(),
+                c.training.skipped
+            );
+            println!(
+                "rejects      from a probability of {:.3}: {} of {} defective cells pass, {} of {} others are rejected; and from distance {:.3}",
+                c.point.reject_from,
+                c.point.escapes,
+                c.point.defective,
+                c.point.overkills,
+                c.point.good,
+                c.point.novel_from
+            );
+        }
+        None => println!("classifier   none: the score alone decides"),
+    }
     for (name, bytes) in model.section_sizes() {
         println!("section      {name:<10} {:>10.3} MB", bytes as f64 / 1e6);
     }
     println!("file         {:.3} MB, every byte checked", model.bytes() as f64 / 1e6);
+    Ok(())
+}
+
+fn export_classifier(path: &Path, out: &Path, fp16: bool) -> anyhow::Result<()> {
+    shared::check_writable(out)?;
+    let model = Model::open(path)?;
+    let Some(network) = model.judge().and_then(|judge| judge.network()) else {
+        bail!("{} has no network: train one with `cellgate train`, and not with --judge kernel", path.display());
+    };
+    let bytes = export_classifier_onnx(network, if fp16 { Precision::F16 } else { Precision::F32 })?;
+    shared::save(out, &bytes)?;
+    println!("{}: {} bytes, {} planes, {} levels", out.display(), bytes.len(), network.inputs, network.classes);
     Ok(())
 }

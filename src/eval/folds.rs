@@ -114,11 +114,14 @@ pub enum Binarisation {
     AnyDefect,
     /// Class: C against A or B.
     Usable,
+    /// Class: C against A, B left out.
+    Clear,
 }
 
 impl Binarisation {
     /// All of them, those of probabilities first.
-    pub const ALL: [Self; 5] = [Self::AnyDoubt, Self::Likely, Self::Certain, Self::AnyDefect, Self::Usable];
+    pub const ALL: [Self; 6] =
+        [Self::AnyDoubt, Self::Likely, Self::Certain, Self::AnyDefect, Self::Usable, Self::Clear];
 
     /// Whether the cell counts as defective; `None` if the question leaves it out.
     #[must_use]
@@ -130,15 +133,21 @@ impl Binarisation {
             (Self::Certain, Label::Probability(p)) => (p == 0.0 || p >= 1.0).then_some(p >= 1.0),
             (Self::AnyDefect, Label::Class(class)) => Some(class != Class::A),
             (Self::Usable, Label::Class(class)) => Some(class == Class::C),
+            (Self::Clear, Label::Class(class)) => (class != Class::B).then_some(class == Class::C),
             _ => None,
         }
     }
 
-    /// The questions for which these labels give both answers.
+    /// The questions for which these labels give both answers, but none that asks what another has asked of them (without
+    /// class B, what is clear is what is usable).
     #[must_use]
     pub fn applicable<'a>(labels: impl Iterator<Item = &'a Label> + Clone) -> Vec<Self> {
         let answers = |question: Self, wanted: bool| labels.clone().any(|label| question.target(label) == Some(wanted));
-        Self::ALL.into_iter().filter(|&question| answers(question, true) && answers(question, false)).collect()
+        let some_b = labels.clone().any(|label| *label == Label::Class(Class::B));
+        let asked = |&question: &Self| {
+            answers(question, true) && answers(question, false) && (question != Self::Clear || some_b)
+        };
+        Self::ALL.into_iter().filter(asked).collect()
     }
 
     /// A short name, as in JSON.
@@ -150,6 +159,7 @@ impl Binarisation {
             Self::Certain => "certain",
             Self::AnyDefect => "any_defect",
             Self::Usable => "usable",
+            Self::Clear => "clear",
         }
     }
 
@@ -162,6 +172,7 @@ impl Binarisation {
             Self::Certain => "Certain cells only: p = 1 against p = 0",
             Self::AnyDefect => "Any defect: B or C against A",
             Self::Usable => "Unusable: C against A or B",
+            Self::Clear => "Clear cells only: C against A",
         }
     }
 }
@@ -229,6 +240,7 @@ mod tests {
         let c = |question: Binarisation| [Class::A, Class::B, Class::C].map(|c| question.target(&Label::Class(c)));
         assert_eq!(c(AnyDefect), [Some(false), Some(true), Some(true)]);
         assert_eq!(c(Usable), [Some(false), Some(false), Some(true)]);
+        assert_eq!(c(Clear), [Some(false), None, Some(true)]);
         assert_eq!(c(AnyDoubt), [None, None, None]);
         let labels = [Label::Class(Class::A), Label::Class(Class::B)];
         assert_eq!(Binarisation::applicable(labels.iter()), [AnyDefect]);

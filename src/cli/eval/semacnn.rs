@@ -295,7 +295,7 @@ fn borders(question: Binarisation, levels: &[usize]) -> std::ops::Range<usize> {
         Binarisation::AnyDoubt | Binarisation::Likely | Binarisation::Certain => {
             question.target(&Label::Probability([0.0, 1.0 / 3.0, 2.0 / 3.0, 1.0][severity]))
         }
-        Binarisation::AnyDefect | Binarisation::Usable => {
+        Binarisation::AnyDefect | Binarisation::Usable | Binarisation::Clear => {
             question.target(&Label::Class([Class::A, Class::B, Class::C][severity.min(2)]))
         }
     };
@@ -325,6 +325,7 @@ mod tests {
         assert_eq!(borders(Binarisation::AnyDefect, &[0, 1, 2]), 0..1);
         assert_eq!(borders(Binarisation::Usable, &[0, 1, 2]), 1..2);
         assert_eq!(borders(Binarisation::Usable, &[0, 2]), 0..1);
+        assert_eq!(borders(Binarisation::Clear, &[0, 1, 2]), 0..2);
     }
 
     #[test]

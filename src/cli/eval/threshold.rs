@@ -19,9 +19,9 @@ use crate::eval::result::{BinarisationResult, Method, Scored, Setting};
 use crate::frame::Frame;
 use crate::heatmap::{ScoreKind, Scores};
 use crate::model::Settings;
-use crate::pipeline::Scorer;
 use crate::pipeline::crossval::{self, FoldCell, FoldScores, cross_validate};
 use crate::pipeline::fitting::Cell;
+use crate::pipeline::{Outcomes, Scorer};
 use crate::preprocess::Placement;
 use crate::verdict::Invalid;
 
@@ -75,6 +75,9 @@ pub(super) struct Measured {
 /// Images that [`measure`] goes through.
 pub(super) fn images(args: &Args, task: &Task<'_>) -> anyhow::Result<u64> {
     let cells = fold_cells(task.dataset, task.folds);
+    if task.model.is_some() {
+        return Ok(cells.len() as u64);
+    }
     let parts = parts(args, task.dataset)?;
     Ok(parts.iter().map(|part| crossval::images(&pick(&cells, part), task.folds.k(), task.settings)).sum())
 }
@@ -103,6 +106,30 @@ pub(super) fn measure(
     let unjudged = || vec![Err(Invalid::NotMeasured); cells.len()];
     let mut results: Vec<FoldScores> =
         (0..folds.k()).map(|fold| FoldScores { fold, scores: unjudged(), fitted: 0 }).collect();
+    if let Some(model) = task.model {
+        model.check_backbone(network.identity())?;
+        let statistics = model.statistics();
+        let everyone: Vec<Cell> = cells.iter().map(|cell| cell.cell.clone()).collect();
+        let scores = Outcomes::new(cells.len());
+        fitter.score(&everyone, settings, model.projection(), |index, scorer, loaded| {
+            let outcome = loaded.and_then(|placement| {
+                let found = scorer.measure(&statistics)?;
+                if has_masks {
+                    let mut pixels = pixels.lock().unwrap_or_else(PoisonError::into_inner);
+                    pixels.add(&dataset.items[index], scorer, &placement, settings);
+                }
+                // Each fold sees it alike; the first one looks last, since further views take its features away.
+                (0..folds.k()).rev().for_each(|fold| see(fold, index, scorer));
+                Ok(found)
+            });
+            scores.set(index, outcome);
+            tick(1)
+        })?;
+        let scores: Vec<_> = scores.into_all().map(|s| s.unwrap_or(Err(Invalid::NotMeasured))).collect();
+        let fitted = model.header().provenance.cells;
+        results.iter_mut().for_each(|fold| (fold.scores, fold.fitted) = (scores.clone(), fitted));
+    }
+    let parts = if task.model.is_some() { Vec::new() } else { parts };
     for (kind, part) in parts.iter().enumerate() {
         let (items, cells) = (pick(&dataset.items, part), pick(&cells, part));
         let look = |fold: usize, index: usize, scorer: &mut Scorer, placement: &Placement| {
