@@ -152,3 +152,24 @@ fn a_loss_that_is_no_number_stops_at_its_step() {
     assert!(matches!(error, TrainError::NotFinite { step: 2, .. }), "{error}");
     assert_eq!(kept, trainer.parameters);
 }
+
+#[test]
+fn a_small_network_learns_classes() {
+    let mut graph = Graph::new(1);
+    graph.then(conv(8, 3, 2, 1, false));
+    graph.then(Op::Norm);
+    graph.relu();
+    graph.then(Op::MeanPool { side: 1 });
+    graph.then(Op::Linear { outputs: 2 });
+    let mut trainer = trainer(graph, 16, 16, 2);
+    // Stripes across or along.
+    let images: Vec<f32> = (0..16 * 256)
+        .map(|i| if (if i / 256 % 2 == 0 { i } else { i / 16 }) / 2 % 2 == 0 { 1.0 } else { -1.0 })
+        .collect();
+    let labels: Vec<usize> = (0..16).map(|i| i % 2).collect();
+    let settings = optimiser::Settings { lr: 1e-2, ..optimiser::Settings::default() };
+    let losses: Vec<f32> = (0..60).map(|_| trainer.learn_classes(&images, &labels, &settings).unwrap()).collect();
+    assert!(losses[59] < 0.2 && losses[0] > 0.5, "{losses:?}");
+    let logits = trainer.run(&images);
+    assert!((0..16).all(|image| (logits[16 + image] > logits[image]) == (labels[image] == 1)), "{logits:?}");
+}
