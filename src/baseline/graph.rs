@@ -199,7 +199,7 @@ impl Graph {
                 Op::Input { planes } => Shape { channels: planes, side },
                 Op::Conv { outputs, kernel, stride, padding, groups, .. } => {
                     let channels = shapes[from].channels;
-                    if groups == 0 || channels % groups != 0 || outputs % groups != 0 {
+                    if groups == 0 || !channels.is_multiple_of(groups) || !outputs.is_multiple_of(groups) {
                         return Err(GraphError::Groups { layer, channels, groups });
                     }
                     Shape { channels: outputs, side: window(kernel, stride, padding)? }

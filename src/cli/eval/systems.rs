@@ -120,18 +120,15 @@ pub fn table(json: bool) -> anyhow::Result<()> {
         let side = format!("{0}×{0}", at.side);
         format!("{side:>9}{:>12}{:>12}", millions(at.cost.parameters), millions(at.cost.multiply_adds))
     };
-    println!("Millions of parameters and of multiply-adds an image, as published and as fitted by eval's defaults\n");
+    println!("Millions of parameters and of multiply-adds an image, at full size and as eval fits it by default\n");
     let head = format!("{:>9}{:>12}{:>12}", "image", "parameters", "mult-adds");
     println!("{:<22}{head}{head}", "");
     for row in &rows {
         let here = row.here.as_ref().map_or_else(|| format!("{:>33}", "the same"), cost);
         println!("{:<22}{}{here}", row.system, cost(&row.full));
     }
-    println!(
-        "\nsemacnn and threshold: ResNet18 with folded norms, projection (dense, as published; sparse here), Mahalanobis \
-         distance{}.",
-        ", and for semacnn the classifier of heatmaps"
-    );
+    println!("\nsemacnn and threshold: ResNet18 with folded norms, projection (dense as published, sparse here) and");
+    println!("Mahalanobis distance; semacnn also the classifier of heatmaps.");
     println!("Networks for photographs have 3 planes and 1000 classes as published, 1 plane and 4 classes here.");
     Ok(())
 }
