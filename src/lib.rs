@@ -10,9 +10,10 @@
 //! # Rooms
 //!
 //! In the order in which a frame walks through them: [`frame`], [`preprocess`], [`backbone`], [`embedding`],
-//! [`gaussian`], [`heatmap`], [`classifier`], [`verdict`]. [`model`] is what a fit leaves in a file, [`pipeline`] joins them all, [`eval`]
-//! tells how well that works and [`synth`] draws cells to try it on; [`sampling`], [`simd`], [`workers`] and [`whole_file`] serve
-//! whoever needs them. Each room uses those before it; the other way goes only what must be agreed on, such as the
+//! [`gaussian`], [`heatmap`], [`classifier`], [`verdict`]. [`model`] is what a fit leaves in a file, [`pipeline`] joins
+//! them all, [`eval`] tells how well that works, [`baseline`] holds what it is compared with, and [`synth`] draws cells to
+//! try it on; [`sampling`], [`simd`], [`workers`] and [`whole_file`] serve whoever needs them. Each room uses those before
+//! it; the other way goes only what must be agreed on, such as the
 //! backbone's input, to which [`preprocess`] normalises. Nothing uses the command line, [`cli`].
 //!
 //! # Principles

@@ -151,3 +151,67 @@ fn data_that_cannot_be_evaluated_is_named() {
     failed(&["eval", "--data", path], "label");
     failed(&["eval", "--data", dir.path().join("none").to_str().unwrap()], "none");
 }
+
+#[test]
+fn other_systems_answer_the_same_questions() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("cells");
+    cells(&data, "60");
+    let page = dir.path().join("page.html");
+    for (method, more) in
+        [("svd", vec![]), ("autoencoder-otsu", vec!["--epochs", "2"]), ("resnet50", vec!["--epochs", "1"])]
+    {
+        let mut args = vec!["eval", "--data", data.to_str().unwrap(), "--method", method, "--side", "32", "--json"];
+        args.extend(["--folds", "3", "--report", page.to_str().unwrap()]);
+        args.extend(more);
+        let output = cellgate(&args);
+        assert!(output.status.success(), "{method}: {}", text(&output));
+        let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(result["settings"][0]["value"], method);
+        let usable = &result["binarisations"][1];
+        assert_eq!(usable["binarisation"], "usable");
+        let all = &usable["groups"][0];
+        assert_eq!((all["cells"].as_u64(), all["defective"].as_u64()), (Some(60), Some(20)), "{method}");
+        assert!(all["mean"]["auroc"].as_f64().is_some(), "{method}");
+        // What was trained little is said to have been.
+        let says = result["caveats"].as_array().unwrap().iter().any(|text| text.as_str().unwrap().contains("32×32"));
+        assert_eq!(says, method != "svd", "{method}");
+        let html = std::fs::read_to_string(&page).unwrap();
+        assert!(html.contains(method) && html.contains("<svg"), "{method}");
+    }
+}
+
+#[test]
+fn systems_refuse_what_they_cannot_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("cells");
+    cells(&data, "12");
+    let path = data.to_str().unwrap();
+    let cases: [(&[&str], &str); 6] = [
+        (&["--method", "alexnet"], "autoencoder-amplitude"),
+        (&["--method", "svd", "--epochs", "2"], "--epochs"),
+        (&["--method", "svd", "--per-type"], "--per-type"),
+        (&["--method", "resnet50", "-k", "50"], "threshold"),
+        (&["--method", "resnet50", "--side", "48"], "64"),
+        (&["--side", "64"], "--method"),
+    ];
+    for (args, says) in cases {
+        let output = cellgate(&[&["eval", "--data", path][..], args].concat());
+        assert!(!output.status.success() && text(&output).contains(says), "{args:?}: {}", text(&output));
+    }
+}
+
+#[test]
+fn the_table_of_systems_counts_what_torchvision_has() {
+    let output = cellgate(&["eval", "--systems", "--json"]);
+    assert!(output.status.success(), "{}", text(&output));
+    let rows: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let find = |name: &str| rows.as_array().unwrap().iter().find(|row| row["system"] == name).unwrap().clone();
+    assert_eq!(find("resnet50")["full"]["parameters"], 25_557_032);
+    assert_eq!(find("resnext101")["full"]["parameters"], 88_791_336);
+    assert_eq!(find("vgg11")["here"]["side"], 32);
+    let output = cellgate(&["eval", "--systems"]);
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("132.863") && table.contains("semacnn"), "{table}");
+    assert!(!cellgate(&["eval"]).status.success());
+}

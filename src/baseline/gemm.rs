@@ -104,11 +104,19 @@ impl<'a> Shared<'a> {
     ///
     /// # Safety
     /// No other part that is in use may overlap it.
-    #[allow(clippy::mut_from_ref)]
     pub(super) unsafe fn slice(&self, range: Range<usize>) -> &'a mut [f32] {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} numbers", self.len);
         // SAFETY: in bounds; unique as the caller promised.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+
+    /// One number.
+    ///
+    /// # Safety
+    /// As for [`Shared::slice`].
+    pub(super) unsafe fn number(&self, at: usize) -> &'a mut f32 {
+        // SAFETY: as the caller promised.
+        unsafe { &mut self.slice(at..at + 1)[0] }
     }
 
     /// `rows` rows of `cols` numbers, `stride` apart, from `offset` on.
@@ -160,8 +168,7 @@ mod tests {
         let shared = Shared::new(&mut counts);
         each(&workers, 50, |index| {
             // SAFETY: each index has a number of its own.
-            unsafe { shared.slice(index..index + 1) }
-            [0] += 1.0;
+            *unsafe { shared.number(index) } += 1.0;
         });
         assert!(counts.iter().all(|&count| count == 1.0), "{counts:?}");
     }

@@ -2,6 +2,7 @@
 
 use super::Reconstruction;
 use super::gemm::{Matrix, MatrixMut, multiply};
+use super::graph::Cost;
 use crate::sampling;
 
 /// Side of a patch, in pixels.
@@ -18,6 +19,13 @@ const ROUNDS: usize = 20;
 
 /// Patches whose distances are worked out at a time.
 const AT_ONCE: usize = 1024;
+
+/// The cost of one image of `side`: the centres; each patch times each of them.
+#[must_use]
+pub fn cost(side: usize) -> Cost {
+    let patches = (side / PATCH) * (side / PATCH);
+    Cost { parameters: (CENTRES * SIZE) as u64, multiply_adds: (patches * CENTRES * SIZE) as u64 }
+}
 
 /// The typical patches.
 #[derive(Clone, Debug)]

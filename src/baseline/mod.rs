@@ -13,15 +13,25 @@
 //! [`graph`] describes networks, counts their parameters and multiply-adds, and [`engine`] trains them;
 //! [`systems`] puts the counts of all systems side by side.
 
+pub mod autoencoder;
+pub mod engine;
+pub mod graph;
 pub mod images;
 pub mod kmeans;
+pub mod networks;
 pub mod residual;
+pub mod supervised;
 pub mod svd;
+pub mod systems;
 
 mod gemm;
 mod held_out;
+mod schedule;
+#[cfg(test)]
+mod tests;
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -40,41 +50,75 @@ pub type Tick<'a> = dyn Fn(u64) -> ControlFlow<()> + Sync + 'a;
 /// A system that is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum System {
+    /// Fully convolutional autoencoder of good cells; amplitude threshold of the residual.
+    AutoencoderAmplitude,
+    /// The same; Otsu threshold of the residual.
+    AutoencoderOtsu,
     /// Largest singular vectors of whole images of good cells; amplitude threshold of the residual.
     Svd,
     /// Typical patches of good cells; amplitude threshold of the residual.
     KMeans,
+    /// ResNet-50 on images.
+    ResNet50,
+    /// VGG-11 on images.
+    Vgg11,
+    /// ResNeXt-101 32×8d on images.
+    ResNext101,
 }
 
 impl System {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Svd, Self::KMeans];
+    pub const ALL: [Self; 7] = [
+        Self::AutoencoderAmplitude,
+        Self::AutoencoderOtsu,
+        Self::Svd,
+        Self::KMeans,
+        Self::ResNet50,
+        Self::Vgg11,
+        Self::ResNext101,
+    ];
 
     /// Its name on the command line.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::AutoencoderAmplitude => "autoencoder-amplitude",
+            Self::AutoencoderOtsu => "autoencoder-otsu",
             Self::Svd => "svd",
             Self::KMeans => "k-means",
+            Self::ResNet50 => "resnet50",
+            Self::Vgg11 => "vgg11",
+            Self::ResNext101 => "resnext101",
         }
     }
 
-    /// Side of the images that it is trained on, and how often it sees each, unless something else is asked for.
+    /// Side of the images that it is fitted to, and how often it sees each, unless something else is asked for: far
+    /// less than the paper's, so that two cores are enough.
     #[must_use]
     pub fn usual(self) -> (usize, u32) {
         match self {
+            Self::AutoencoderAmplitude | Self::AutoencoderOtsu => (64, 15),
             Self::Svd | Self::KMeans => (64, 1),
+            Self::ResNet50 => (64, 10),
+            Self::Vgg11 => (32, 8),
+            Self::ResNext101 => (32, 6),
         }
     }
 
     /// Whether it learns from labels of defects.
     #[must_use]
     pub fn is_supervised(self) -> bool {
-        false
+        matches!(self, Self::ResNet50 | Self::Vgg11 | Self::ResNext101)
+    }
+
+    /// Whether it is trained epoch by epoch.
+    #[must_use]
+    pub fn has_epochs(self) -> bool {
+        !matches!(self, Self::Svd | Self::KMeans)
     }
 
     fn cut(self) -> Cut {
-        Cut::Amplitude
+        if self == Self::AutoencoderOtsu { Cut::Otsu } else { Cut::Amplitude }
     }
 }
 
@@ -116,6 +160,18 @@ pub enum BaselineError {
         /// How many there must be.
         need: usize,
     },
+    /// Too many kinds of labels to be classes.
+    #[error(
+        "training on labels: {levels} different labels are too many classes, at most {most} are told apart; round them",
+        most = supervised::MAX_LEVELS
+    )]
+    Levels {
+        /// Kinds of labels.
+        levels: usize,
+    },
+    /// A network could not be trained.
+    #[error(transparent)]
+    Train(#[from] engine::TrainError),
     /// The caller asked for it.
     #[error("evaluating: interrupted")]
     Interrupted,
@@ -137,6 +193,8 @@ pub struct FoldAnswers {
     pub fold: usize,
     /// Cells that it was fitted to.
     pub fitted: usize,
+    /// The epoch, from 1, after which the network was best on the held-out cells, and which is judged here.
+    pub best_epoch: Option<u32>,
     /// Held-out training cells, by index: thresholds are chosen on them.
     pub held_out: Vec<(usize, Result<Answer, Invalid>)>,
     /// Test cells, by index.
@@ -215,15 +273,21 @@ pub fn evaluate(
     system: System,
     cells: Cells<'_>,
     settings: &Settings,
-    workers: &Workers,
+    workers: &Arc<Workers>,
     tick: &Tick<'_>,
 ) -> Result<Evaluation, BaselineError> {
     assert_eq!(cells.images.len(), cells.items.len(), "one image an item");
+    let levels = if system.is_supervised() { supervised::levels(cells.items)? } else { Vec::new() };
     let mut folds = Vec::with_capacity(cells.folds.k());
     for fold in 0..cells.folds.k() {
-        folds.push(reconstruct(system, cells, fold, settings, workers, tick)?);
+        folds.push(match supervised::network(system, levels.len()) {
+            Some((network, rate)) => {
+                supervised::evaluate((system, network, rate), &levels, cells, fold, settings, workers, tick)?
+            }
+            None => reconstruct(system, cells, fold, settings, workers, tick)?,
+        });
     }
-    Ok(Evaluation { levels: Vec::new(), folds })
+    Ok(Evaluation { levels, folds })
 }
 
 /// What is left of images when their reconstruction is taken away: absolute values, row by row.
@@ -239,7 +303,7 @@ fn reconstruct(
     cells: Cells<'_>,
     fold: usize,
     settings: &Settings,
-    workers: &Workers,
+    workers: &Arc<Workers>,
     tick: &Tick<'_>,
 ) -> Result<FoldAnswers, BaselineError> {
     let split = held_out::split(cells, fold, settings.seed);
@@ -253,9 +317,9 @@ fn reconstruct(
     let mut model: Box<dyn Reconstruction> = match system {
         System::Svd => Box::new(svd::Svd::fit(&good, side, settings.seed)),
         System::KMeans => Box::new(kmeans::KMeans::fit(&good, side, settings.seed)),
+        _ => Box::new(autoencoder::Autoencoder::fit(&good, side, settings, workers, tick)?),
     };
-    let _ = workers;
-    if tick(good.len() as u64).is_break() {
+    if !system.has_epochs() && tick(good.len() as u64).is_break() {
         return Err(BaselineError::Interrupted);
     }
     let cut = system.cut();
@@ -280,5 +344,5 @@ fn reconstruct(
     let held_out = answers(&split.held_out, scores(left));
     let tested = residuals(&split.test);
     let test = answers(&split.test, scores(tested));
-    Ok(FoldAnswers { fold, fitted: good.len(), held_out, test })
+    Ok(FoldAnswers { fold, fitted: good.len(), best_epoch: None, held_out, test })
 }

@@ -2,6 +2,7 @@
 
 use super::Reconstruction;
 use super::gemm::{Matrix, MatrixMut, multiply};
+use super::graph::Cost;
 use crate::sampling;
 
 /// Singular vectors kept at most.
@@ -9,6 +10,13 @@ pub const RANK: usize = 32;
 
 /// Subspace iterations: singular values of images fall fast.
 const ITERATIONS: usize = 8;
+
+/// The cost of one image of `side`: the mean and the directions; a product to the shares and one back.
+#[must_use]
+pub fn cost(side: usize) -> Cost {
+    let (d, rank) = ((side * side) as u64, RANK as u64);
+    Cost { parameters: d * (rank + 1), multiply_adds: 2 * d * rank }
+}
 
 /// The mean of good images and the directions in which they vary most.
 #[derive(Clone, Debug)]

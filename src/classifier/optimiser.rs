@@ -63,22 +63,22 @@ impl Settings {
 const PART: usize = 1 << 14;
 
 /// One step of Adam over numbers of the same order.
-pub(super) struct Adam {
-    pub(super) parameters: Memory,
-    pub(super) gradients: Memory,
-    pub(super) first: Memory,
-    pub(super) second: Memory,
-    pub(super) count: usize,
+pub(crate) struct Adam {
+    pub(crate) parameters: Memory,
+    pub(crate) gradients: Memory,
+    pub(crate) first: Memory,
+    pub(crate) second: Memory,
+    pub(crate) count: usize,
     /// The numbers before this are subject to weight decay.
-    pub(super) decayed: usize,
+    pub(crate) decayed: usize,
     /// The number of the step, from 1.
-    pub(super) step: u64,
+    pub(crate) step: u64,
 }
 
 impl Adam {
     /// # Safety
     /// All four memories must hold `count` floats, and nobody else use them.
-    pub(super) unsafe fn run(&self, isa: Isa, workers: &Workers, settings: &Settings) {
+    pub(crate) unsafe fn run(&self, isa: Isa, workers: &Workers, settings: &Settings) {
         let correct = |beta: f32| (1.0 - f64::from(beta).powf(self.step as f64)) as f32;
         let (first, second) = (correct(settings.beta1), correct(settings.beta2));
         let constants = Constants {

@@ -37,8 +37,10 @@ use crate::model::{Model, Settings};
 /// from four fifths of them; the last fifth ends its training and calibrates the probabilities.
 ///
 /// The paper's other systems are fitted from nothing on four fifths of a fold's training cells; the other fifth (of each
-/// label and type) chooses thresholds and epochs. `svd` and `k-means` reconstruct good cells, and what is left over
-/// decides.
+/// label and type) chooses thresholds and epochs. `autoencoder-amplitude`, `autoencoder-otsu`, `svd` and `k-means`
+/// reconstruct good cells, and what is left over decides; `resnet50`, `vgg11` and `resnext101` learn the labels of images.
+/// They have their full channels and depth, but train from scratch on small images for a few epochs, so that two cores
+/// are enough: --side and --epochs.
 ///
 /// No test cell has a say in anything. Cells that cannot be judged count as rejected.
 #[derive(Debug, clap::Args)]
@@ -48,12 +50,17 @@ use crate::model::{Model, Settings};
   cellgate eval --data elpv --method semacnn --per-type --ablate
   cellgate eval --data cells --json > cells.json
   cellgate eval --data elpv --stages 2,3 --shrinkage ledoit-wolf
-  cellgate eval --data elpv --method svd
-  cellgate eval --data labelled --method semacnn --model line1.cgm      line1.cgm was fitted to other cells")]
+  cellgate eval --data labelled --method semacnn --model line1.cgm      line1.cgm was fitted to other cells
+  cellgate eval --data elpv --method resnet50 --side 64 --epochs 10
+  cellgate eval --systems")]
 pub struct Args {
     /// Labelled data: a folder with a labels.csv, or `elpv`.
-    #[arg(long, value_name = "DIR|elpv")]
-    data: PathBuf,
+    #[arg(long, value_name = "DIR|elpv", required_unless_present = "systems")]
+    data: Option<PathBuf>,
+
+    /// Print what each method costs, parameters and multiply-adds, and evaluate nothing.
+    #[arg(long, conflicts_with_all = ["data", "report"])]
+    systems: bool,
 
     /// How cells are judged.
     #[arg(long, default_value = "threshold", value_name = "NAME", value_parser = method_parser())]
@@ -192,10 +199,13 @@ impl std::str::FromStr for Method {
 
 /// Evaluates.
 pub fn run(args: Args) -> anyhow::Result<()> {
+    let Some(data) = args.data.as_ref().filter(|_| !args.systems) else {
+        return systems::table(args.json);
+    };
     if let Some(path) = &args.report {
         shared::check_writable(path)?;
     }
-    let (dataset, whole_frame) = shared::open_data(&args.data, args.data_dir.as_deref())?;
+    let (dataset, whole_frame) = shared::open_data(data, args.data_dir.as_deref())?;
     dataset.require_labels()?;
     let model = args.model.as_deref().map(Model::open).transpose()?;
     let settings = match &model {
