@@ -5,6 +5,7 @@
 
 mod evaluation;
 mod inspection;
+mod judged;
 mod svg;
 
 use std::fmt::Write as _;
@@ -14,6 +15,7 @@ use base64::Engine as _;
 
 pub use evaluation::{EvalReport, Mistake, MistakeKind};
 pub use inspection::{InspectReport, InspectedCell, Outcome, Region};
+pub use judged::{CourseCurve, Example, Panel, Quadrant, Tile, VariantRow};
 pub use svg::{Curve, Series, Threshold, svg_curve, svg_histogram, svg_roc};
 
 use super::result::Setting;
