@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::judged::{CourseCurve, Example, Panel, VariantRow};
+use super::judged::{self, CourseCurve, Example, Panel, VariantRow};
 use super::svg::{Curve, svg_curve, svg_roc};
 use super::{Pictures, card, cells, count, escape, page, percent, settings, table, tile};
 use crate::eval::metrics::{Confusion, Goal, Interval, Point};
@@ -79,6 +79,10 @@ impl EvalReport {
         if let Some(pixel) = &result.pixel {
             body.push_str(&pixels(pixel));
         }
+        body.push_str(&judged::variants(&self.variants));
+        body.push_str(&judged::examples(&self.examples));
+        body.push_str(&judged::courses(&self.courses));
+        body.push_str(&self.panel.as_ref().map(Panel::html).unwrap_or_default());
         body.push_str(&self.gallery(MistakeKind::FalsePass));
         body.push_str(&self.gallery(MistakeKind::FalseReject));
         body.push_str(&self.method());

@@ -3,7 +3,9 @@
 //!
 //! The types are plain and the caller fills them; what is empty draws nothing.
 
-use super::{Picture, Pictures};
+use std::fmt::Write as _;
+
+use super::{Picture, Pictures, count, course, escape, percent, tile};
 use crate::eval::result::Figures;
 
 /// A cell shown as an example of its level.
@@ -25,9 +27,9 @@ pub struct Example {
 pub struct CourseCurve {
     /// The chart's headline: `fold 1`.
     pub name: String,
-    /// Step and accuracy on that step's batch, from 0 to 1, with rising steps.
+    /// Step and accuracy on that step's batch, from 0 to 1, in any order.
     pub batch: Vec<(u64, f64)>,
-    /// Step, and accuracy and F1 on the validation cells, from 0 to 1, with rising steps.
+    /// Step, and accuracy and F1 on the validation cells, from 0 to 1, in any order.
     pub validation: Vec<(u64, f64, f64)>,
     /// The step whose network was kept.
     pub kept: Option<u64>,
@@ -77,4 +79,159 @@ pub struct VariantRow {
     pub name: String,
     /// A question and the figures on it, for each question that was asked. Accuracy, F1 and AUROC are shown.
     pub figures: Vec<(String, Figures)>,
+}
+
+/// A strip for each level.
+pub(super) fn examples(examples: &[Example]) -> String {
+    if examples.is_empty() {
+        return String::new();
+    }
+    let mut levels: Vec<&str> = Vec::new();
+    for example in examples {
+        if !levels.contains(&example.level.as_str()) {
+            levels.push(&example.level);
+        }
+    }
+    let mut out = String::from(
+        "<section><h2>Examples</h2>\n<p class=note>The cell as it is judged, and beside it the same with its heatmap: \
+         yellow to red is far from good cells.</p>\n",
+    );
+    for level in levels {
+        let _ = writeln!(out, "<div class=strip><h3>{}</h3>\n<div class=\"tiles four\">", escape(level));
+        for Example { label, id, pictures, .. } in examples.iter().filter(|example| example.level == level) {
+            out.push_str(&tile(pictures, id, &named(id, label)));
+        }
+        out.push_str("</div></div>\n");
+    }
+    out.push_str("</section>\n");
+    out
+}
+
+fn named(id: &str, label: &str) -> String {
+    format!("<span class=name>{}</span><span class=facts>{}</span>", escape(id), escape(label))
+}
+
+/// A chart for each training.
+pub(super) fn courses(courses: &[CourseCurve]) -> String {
+    let charts = course::charts(courses);
+    if charts.is_empty() {
+        return charts;
+    }
+    format!(
+        "<section><h2>Course of training</h2>\n<p class=note>On validation cells, which are neither trained on nor tested; \
+         the network of the marked step is kept.</p>\n{charts}</section>\n"
+    )
+}
+
+impl Panel {
+    /// The section; nothing if no cell was judged.
+    pub(super) fn html(&self) -> String {
+        if self.quadrants.iter().all(|quadrant| quadrant.cells == 0) {
+            return String::new();
+        }
+        let mut out = format!(
+            "<section><h2>Judged right and wrong</h2>\n<p class=note>{}. Above each field: cells, and their share of the \
+             cells of their class. Below each picture: the probability that was given to the right class.</p>\n\
+             <div class=panel><div></div><h3>Judged right</h3><h3>Mistakes</h3>\n",
+            escape(&self.question)
+        );
+        for defective in [false, true] {
+            let name = if defective { "defective" } else { "good" };
+            let _ = writeln!(out, "<div class=side><span>{name}</span></div>");
+            for right in [true, false] {
+                let found = |q: &&Quadrant| q.defective == defective && (q.rejected == defective) == right;
+                let none = Quadrant { defective, rejected: defective == right, ..Quadrant::default() };
+                out.push_str(&self.quadrants.iter().find(found).unwrap_or(&none).html());
+            }
+        }
+        out.push_str("</div></section>\n");
+        out
+    }
+}
+
+impl Quadrant {
+    fn html(&self) -> String {
+        let ground = if self.defective == self.rejected { "right" } else { "wrong" };
+        let class = if self.defective { "defective" } else { "good" };
+        let way = if self.rejected { "rejected" } else { "passed" };
+        let share = if self.of == 0 { "–".into() } else { percent(self.cells as f64 / self.of as f64) };
+        let shown = match self.cells.saturating_sub(self.tiles.len()) {
+            0 => String::new(),
+            _ if self.tiles.is_empty() => String::new(),
+            _ => format!(" · {} shown", count(self.tiles.len())),
+        };
+        let mut out = format!(
+            "<div class=\"quadrant {ground}\"><p><b>{} ({share})</b> <span>{class}, {way}{shown}</span></p>\n<div class=few>\n",
+            count(self.cells)
+        );
+        self.tiles.iter().for_each(|tile| out.push_str(&tile.html(self.defective)));
+        out.push_str("</div></div>\n");
+        out
+    }
+}
+
+impl Tile {
+    fn html(&self, defective: bool) -> String {
+        let id = escape(&self.id);
+        format!(
+            "<figure><img alt=\"{id}, heatmap\" src=\"{}\"><figcaption><b>{}</b><span>{id}</span><span>{}</span></figcaption></figure>\n",
+            self.overlay.address(),
+            probability(if defective { self.probability } else { 1.0 - self.probability }),
+            escape(&self.label)
+        )
+    }
+}
+
+/// With two decimals, as HTML; certainty is not claimed by rounding.
+fn probability(p: f32) -> String {
+    match p {
+        p if !(0.0..=1.0).contains(&p) => "–".into(),
+        p if p > 0.99 => "&gt; 0.99".into(),
+        p if p < 0.01 => "&lt; 0.01".into(),
+        p => format!("{p:.2}"),
+    }
+}
+
+/// Accuracy, F1 and AUROC of each variant on each question; the best of each column is bold.
+pub(super) fn variants(rows: &[VariantRow]) -> String {
+    let mut questions: Vec<&str> = Vec::new();
+    for (question, _) in rows.iter().flat_map(|row| &row.figures) {
+        if !questions.contains(&question.as_str()) {
+            questions.push(question);
+        }
+    }
+    if questions.is_empty() {
+        return String::new();
+    }
+    let values = |row: &VariantRow| -> Vec<Option<f64>> {
+        let of = |question: &&str| row.figures.iter().find(|(name, _)| name == question).map(|(_, figures)| *figures);
+        let three = |figures: Figures| [figures.accuracy, figures.f1, figures.auroc];
+        let finite = |value: Option<f64>| value.filter(|value| value.is_finite());
+        questions.iter().flat_map(|question| of(question).map_or([None; 3], three).map(finite)).collect()
+    };
+    let all: Vec<Vec<Option<f64>>> = rows.iter().map(values).collect();
+    let best = |column: usize| all.iter().filter_map(|row| row[column]).reduce(f64::max);
+    let mut out = String::from(
+        "<section><h2>Variants</h2>\n<p class=note>Mean over the folds; the best of each column is bold.</p>\n\
+         <div class=wide><table class=variants><thead><tr><th></th>",
+    );
+    questions.iter().for_each(|question| out.push_str(&format!("<th colspan=3>{}</th>", escape(question))));
+    out.push_str("</tr><tr><th>Variant</th>");
+    out.push_str(&"<th>Accuracy</th><th>F1</th><th>AUROC</th>".repeat(questions.len()));
+    out.push_str("</tr></thead><tbody>\n");
+    for (row, values) in rows.iter().zip(&all) {
+        let _ = write!(out, "<tr><td>{}</td>", escape(&row.name));
+        for (column, value) in values.iter().enumerate() {
+            let text = match value {
+                None => "–".into(),
+                Some(value) if column % 3 == 2 => format!("{value:.3}"),
+                Some(value) => percent(*value),
+            };
+            let is_best = rows.len() > 1 && value.is_some() && *value == best(column);
+            out.push_str(&if is_best { format!("<td><b>{text}</b></td>") } else { format!("<td>{text}</td>") });
+        }
+        out.push_str("</tr>\n");
+    }
+    out.push_str("</tbody></table></div></section>\n");
+    out
 }

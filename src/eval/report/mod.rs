@@ -3,6 +3,7 @@
 //! Whatever text comes from outside (file names, labels) passes [`escape`]. The page carries a content policy that
 //! forbids every outside resource and every script, should anything get past it.
 
+mod course;
 mod evaluation;
 mod inspection;
 mod judged;

@@ -1,0 +1,130 @@
+//! The course of training (the paper's Figure 6) as charts: one for each training, all to the same scale.
+
+use std::fmt::Write as _;
+
+use super::count;
+use super::judged::CourseCurve;
+use super::svg::{Frame, figure, path};
+use crate::eval::metrics::Point;
+
+/// A batch has few cells: its accuracy is shown as the mean over so many steps around.
+const SMOOTH_OVER: u64 = 20;
+
+/// Points of a line beyond this would lie closer than it is wide.
+const MAX_POINTS: usize = 300;
+
+/// One chart for each training; nothing if none of them has a value.
+pub(super) fn charts(courses: &[CourseCurve]) -> String {
+    let drawn: Vec<(&CourseCurve, Lines)> =
+        courses.iter().map(|course| (course, Lines::new(course))).filter(|(_, lines)| !lines.is_empty()).collect();
+    let points = || drawn.iter().flat_map(|(_, lines)| lines.all());
+    let Some(lowest) = points().map(|point| point.y).reduce(f64::min) else { return String::new() };
+    let kept = drawn.iter().filter_map(|(course, _)| course.kept).map(|step| step as f64);
+    let last = points().map(|point| point.x).chain(kept).fold(1.0, f64::max);
+    // A tenth of room below the lowest value, but never a frame of no height.
+    let low = ((lowest * 10.0 - 0.5).floor() / 10.0).clamp(0.0, 0.9);
+    let mut out = String::from("<div class=charts>\n");
+    drawn.iter().for_each(|(course, lines)| out.push_str(&chart(course, lines, last, low)));
+    out.push_str("</div>\n");
+    out
+}
+
+/// What is drawn of a course, in steps and shares.
+struct Lines {
+    batch: Vec<Point>,
+    accuracy: Vec<Point>,
+    f1: Vec<Point>,
+}
+
+impl Lines {
+    fn new(course: &CourseCurve) -> Self {
+        let points = |values: &mut dyn Iterator<Item = (u64, f64)>| -> Vec<Point> {
+            let finite = values.filter(|(_, y)| y.is_finite());
+            let mut points: Vec<Point> = finite.map(|(x, y)| Point { x: x as f64, y: y.clamp(0.0, 1.0) }).collect();
+            points.sort_by(|a, b| a.x.total_cmp(&b.x));
+            points
+        };
+        Self {
+            batch: thin(smooth(&points(&mut course.batch.iter().copied()))),
+            accuracy: points(&mut course.validation.iter().map(|&(step, accuracy, _)| (step, accuracy))),
+            f1: points(&mut course.validation.iter().map(|&(step, _, f1)| (step, f1))),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Point> {
+        self.batch.iter().chain(&self.accuracy).chain(&self.f1)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.all().next().is_none()
+    }
+}
+
+/// The mean of the values at most half of [`SMOOTH_OVER`] steps away, of points with rising steps.
+fn smooth(points: &[Point]) -> Vec<Point> {
+    let half = SMOOTH_OVER as f64 / 2.0;
+    let (mut first, mut end, mut sum) = (0, 0, 0.0);
+    let mean = |point: &Point| {
+        while end < points.len() && points[end].x <= point.x + half {
+            sum += points[end].y;
+            end += 1;
+        }
+        while first + 1 < end && points[first].x < point.x - half {
+            sum -= points[first].y;
+            first += 1;
+        }
+        Point { x: point.x, y: sum / (end - first).max(1) as f64 }
+    };
+    points.iter().map(mean).collect()
+}
+
+/// Every n-th point and the last.
+fn thin(points: Vec<Point>) -> Vec<Point> {
+    let every = points.len().div_ceil(MAX_POINTS).max(1);
+    let last = points.len().saturating_sub(1);
+    points.into_iter().enumerate().filter(|(index, _)| index % every == 0 || *index == last).map(|(_, p)| p).collect()
+}
+
+fn chart(course: &CourseCurve, lines: &Lines, last: f64, low: f64) -> String {
+    let mut legend = Vec::new();
+    if !lines.accuracy.is_empty() {
+        legend.push(("curve stroke-s1", "accuracy, validation cells".to_string()));
+    }
+    if !lines.f1.is_empty() {
+        legend.push(("curve stroke-s2", "F1, validation cells".to_string()));
+    }
+    if !lines.batch.is_empty() {
+        legend.push(("thin stroke-none", format!("accuracy of the batch, mean over {SMOOTH_OVER} steps")));
+    }
+    if let Some(kept) = course.kept {
+        legend.push(("mark", format!("kept: step {}", count(kept as usize))));
+    }
+    let frame = Frame {
+        width: 440.0,
+        height: 316.0,
+        left: 52.0,
+        right: 18.0,
+        top: 12.0,
+        bottom: 46.0,
+        below: 18.0 * legend.len() as f64 + 4.0,
+        x: (0.0, last),
+        y: (low, 1.0),
+    };
+    let mut out = frame.open(&format!("Course of training, {}", course.name), "step", "share of 1");
+    if let Some(kept) = course.kept {
+        let (x, bottom) = (frame.px(kept as f64), frame.height - frame.bottom);
+        let _ = writeln!(out, "<path class=mark d=\"M{x:.1} {}V{bottom}\" />", frame.top);
+    }
+    let _ = writeln!(out, "<path class=\"thin stroke-none\" d=\"{}\" />", path(&frame, &lines.batch));
+    for (points, colour) in [(&lines.f1, "s2"), (&lines.accuracy, "s1")] {
+        let _ = writeln!(out, "<path class=\"curve stroke-{colour}\" d=\"{}\" />", path(&frame, points));
+        // With many values, dots would hide the line.
+        for point in points.iter().take(if points.len() > 60 { 0 } else { 60 }) {
+            let (x, y) = (frame.px(point.x), frame.py(point.y));
+            let _ = write!(out, "<circle class=fill-{colour} cx={x:.1} cy={y:.1} r=3 />");
+        }
+    }
+    legend.iter().enumerate().for_each(|(line, (class, name))| out.push_str(&frame.legend(line, class, name)));
+    out.push_str("</svg>\n");
+    figure(&course.name, &out)
+}
