@@ -128,3 +128,62 @@ fn chart(course: &CourseCurve, lines: &Lines, last: f64, low: f64) -> String {
     out.push_str("</svg>\n");
     figure(&course.name, &out)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn course(name: &str) -> CourseCurve {
+        CourseCurve {
+            name: name.into(),
+            batch: (0..400).map(|step| (step, if step % 2 == 0 { 1.0 } else { 0.5 })).collect(),
+            validation: vec![(400, 0.8, 0.7), (0, 0.5, 0.25), (200, 0.875, f64::NAN)],
+            kept: Some(1200),
+        }
+    }
+
+    #[test]
+    fn lines_dots_and_the_kept_step_are_where_they_belong() {
+        let html = charts(&[course("<fold 1>"), course("fold 2")]);
+        assert_eq!((html.matches("<svg").count(), html.matches("kept: step 1,200").count()), (2, 2));
+        assert!(html.contains("&lt;fold 1&gt;") && !html.contains("<fold") && !html.contains("NaN"));
+        // Up to step 1,200 over 370 units from 52; from 0.2 (a tenth below the lowest, 0.25) to 1 over 258 from 270.
+        assert!(html.contains("M52.0 173.2L113.7 52.3L175.3 76.5"), "{html}");
+        assert!(html.contains("M52.0 253.9L175.3 108.8"), "{html}");
+        assert!(html.contains("<path class=mark d=\"M422.0 12V270\" />"), "{html}");
+        assert_eq!(html.matches("<circle class=fill-s1").count(), 6);
+        assert_eq!(html.matches("<circle class=fill-s2").count(), 4, "F1 that is no number has no dot");
+    }
+
+    #[test]
+    fn a_batch_is_smoothed_over_its_neighbours() {
+        let points: Vec<Point> = course("").batch.iter().map(|&(x, y)| Point { x: x as f64, y }).collect();
+        let smoothed = smooth(&points);
+        assert_eq!(smoothed.len(), 400);
+        // The first has ten to its right and itself: six ones and five halves.
+        assert!((smoothed[0].y - 8.5 / 11.0).abs() < 1e-12);
+        assert!(smoothed[10..390].iter().all(|p| (p.y - 0.75).abs() < 0.02));
+        let sparse = [(0, 0.25), (50, 0.75)].map(|(x, y)| Point { x: f64::from(x), y });
+        assert_eq!(smooth(&sparse), sparse);
+        assert!(smooth(&[]).is_empty());
+    }
+
+    #[test]
+    fn long_courses_are_thinned_but_keep_their_end() {
+        let points: Vec<Point> = (0..5000).map(|x| Point { x: f64::from(x), y: 0.5 }).collect();
+        let thinned = thin(points.clone());
+        assert!(
+            thinned.len() <= MAX_POINTS + 1 && thinned.first() == points.first() && thinned.last() == points.last()
+        );
+    }
+
+    #[test]
+    fn one_point_makes_a_chart_and_none_no_chart() {
+        let one = CourseCurve { name: "a".into(), validation: vec![(0, 1.0, 1.0)], ..CourseCurve::default() };
+        let html = charts(&[CourseCurve::default(), one]);
+        assert_eq!(html.matches("<svg").count(), 1);
+        assert!(!html.contains("NaN") && !html.contains("inf") && !html.contains("kept"), "{html}");
+        assert_eq!(charts(&[CourseCurve::default()]), "");
+        assert_eq!(charts(&[]), "");
+    }
+}

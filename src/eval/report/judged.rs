@@ -77,7 +77,8 @@ pub struct Tile {
 pub struct VariantRow {
     /// The variant.
     pub name: String,
-    /// A question and the figures on it, for each question that was asked. Accuracy, F1 and AUROC are shown.
+    /// A question and the figures on it, mean over the folds, for each question that was asked. Accuracy, F1 and AUROC
+    /// are shown.
     pub figures: Vec<(String, Figures)>,
 }
 
@@ -117,9 +118,11 @@ pub(super) fn courses(courses: &[CourseCurve]) -> String {
     if charts.is_empty() {
         return charts;
     }
+    let kept = courses.iter().any(|course| course.kept.is_some());
     format!(
-        "<section><h2>Course of training</h2>\n<p class=note>On validation cells, which are neither trained on nor tested; \
-         the network of the marked step is kept.</p>\n{charts}</section>\n"
+        "<section><h2>Course of training</h2>\n<p class=note>On validation cells, which are neither trained on nor tested{}.</p>\n\
+         {charts}</section>\n",
+        if kept { "; the network of the marked step was kept" } else { "" }
     )
 }
 
@@ -234,4 +237,136 @@ pub(super) fn variants(rows: &[VariantRow]) -> String {
     }
     out.push_str("</tbody></table></div></section>\n");
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::EvalReport;
+    use super::*;
+
+    fn picture() -> Picture {
+        Picture(b"\x89PNG".to_vec())
+    }
+
+    fn pictures() -> Pictures {
+        Pictures { image: picture(), overlay: picture() }
+    }
+
+    fn example(level: &str, id: &str) -> Example {
+        Example { level: level.into(), label: "<i>mono".into(), id: id.into(), pictures: pictures() }
+    }
+
+    fn course(name: &str) -> CourseCurve {
+        CourseCurve {
+            name: name.into(),
+            batch: (0..400).map(|step| (step, if step % 2 == 0 { 1.0 } else { 0.5 })).collect(),
+            validation: vec![(0, 0.5, 0.25), (200, 0.875, 0.75), (400, 0.8, 0.7)],
+            kept: Some(200),
+        }
+    }
+
+    fn panel() -> Panel {
+        let tile = |id: &str, probability| Tile {
+            id: id.into(),
+            label: "67 % <poly>".into(),
+            probability,
+            overlay: picture(),
+        };
+        let quadrant = |defective, rejected, cells, of, tiles| Quadrant { defective, rejected, cells, of, tiles };
+        Panel {
+            question: "Is it <defective>?".into(),
+            quadrants: [
+                quadrant(true, true, 680, 715, vec![tile("tp\"><script>", 0.97)]),
+                quadrant(true, false, 35, 715, vec![tile("fn", 0.004)]),
+                quadrant(false, false, 1214, 1314, vec![tile("tn", 0.2), tile("tn2", f32::NAN)]),
+                quadrant(false, true, 100, 1314, vec![tile("fp", 1.0)]),
+            ],
+        }
+    }
+
+    fn variant(name: &str, accuracy: f64, auroc: Option<f64>) -> VariantRow {
+        let figures = Figures { accuracy: Some(accuracy), f1: Some(0.5), auroc, ..Figures::default() };
+        VariantRow { name: name.into(), figures: vec![("Likely & so".into(), figures)] }
+    }
+
+    #[test]
+    fn what_is_empty_draws_nothing() {
+        assert_eq!((examples(&[]), courses(&[]), variants(&[])), Default::default());
+        let nothing = CourseCurve { batch: vec![(3, f64::NAN)], kept: Some(3), ..CourseCurve::default() };
+        assert_eq!(courses(&[nothing]), "");
+        assert_eq!(variants(&[VariantRow::default()]), "");
+        let quadrants = std::array::from_fn(|_| Quadrant::default());
+        assert_eq!(Panel { question: "?".into(), quadrants }.html(), "");
+        let page = EvalReport::default().html();
+        for part in ["Examples", "Course of training", "Judged right", "Variants"] {
+            assert!(!page.contains(part), "{part}");
+        }
+    }
+
+    #[test]
+    fn levels_are_strips_in_the_order_in_which_they_come() {
+        let html = examples(&[example("0 %", "a"), example("<100>", "<b>"), example("0 %", "c")]);
+        assert_eq!((html.matches("class=strip").count(), html.matches("<figure class=tile>").count()), (2, 3));
+        let places = ["<h3>0 %</h3>", ">a</span>", ">c</span>", "<h3>&lt;100&gt;</h3>", "&lt;b&gt;"];
+        assert!(places.map(|part| html.find(part).unwrap()).is_sorted(), "{html}");
+        assert!(html.contains("&lt;i&gt;mono") && !html.contains("<b>") && !html.contains("<i>"));
+    }
+
+    #[test]
+    fn the_panel_has_the_right_cells_in_the_right_places() {
+        let html = panel().html();
+        // Row by row, right before wrong, whatever the order they were given in.
+        let places = ["1,214 (92.4 %)", "100 (7.6 %)", "680 (95.1 %)", "35 (4.9 %)"];
+        assert!(places.map(|part| html.find(part).unwrap()).is_sorted(), "{html}");
+        let grounds: Vec<&str> = html.split("class=\"quadrant ").skip(1).map(|rest| &rest[..5]).collect();
+        assert_eq!(grounds, ["right", "wrong", "right", "wrong"]);
+        for (id, shown) in [("tn", "0.80"), ("tn2", "–"), ("fp", "&lt; 0.01"), ("fn", "&lt; 0.01"), ("tp", "0.97")] {
+            let tile = &html[html.find(&format!("<figure><img alt=\"{id}")).unwrap()..];
+            let from = tile.find("<b>").unwrap() + 3;
+            assert_eq!(&tile[from..tile[from..].find("</b>").unwrap() + from], shown, "{id}");
+        }
+        assert!(html.contains("Is it &lt;defective&gt;?") && html.contains("67 % &lt;poly&gt;"));
+        assert!(html.contains("good, passed · 2 shown") && !html.contains("<script"));
+    }
+
+    #[test]
+    fn a_class_without_cells_has_no_share() {
+        let mut panel = panel();
+        panel.quadrants[2] = Quadrant { cells: 0, of: 0, ..panel.quadrants[2].clone() };
+        panel.quadrants[3] = Quadrant { cells: 0, of: 0, tiles: Vec::new(), ..panel.quadrants[3].clone() };
+        let html = panel.html();
+        assert!(html.contains("0 (–)") && !html.contains("NaN"), "{html}");
+        assert_eq!([0.994, 0.99, 0.5, 0.009, -1.0].map(probability), ["&gt; 0.99", "0.99", "0.50", "&lt; 0.01", "–"]);
+    }
+
+    #[test]
+    fn the_best_variant_of_each_column_is_bold() {
+        let rows = [variant("<heatmap>", 0.9, Some(0.9512)), variant("+ image", 0.946, None)];
+        let html = variants(&rows);
+        assert!(html.contains("<th colspan=3>Likely &amp; so</th>") && html.contains("&lt;heatmap&gt;"));
+        assert!(html.contains("<td>90.0 %</td><td><b>50.0 %</b></td><td><b>0.951</b></td>"), "{html}");
+        assert!(html.contains("<td><b>94.6 %</b></td><td><b>50.0 %</b></td><td>–</td>"), "{html}");
+        assert!(!variants(&rows[..1]).contains("<b>"), "one alone is not the best");
+    }
+
+    #[test]
+    fn the_page_takes_all_of_it_in_order_and_nothing_from_elsewhere() {
+        let report = EvalReport {
+            examples: vec![example("0 %", "a")],
+            courses: vec![course("fold <1>"), course("fold 2")],
+            panel: Some(panel()),
+            variants: vec![variant("v", 0.9, None)],
+            mistakes_left_out: (1, 0),
+            ..EvalReport::default()
+        };
+        let html = report.html();
+        let heads =
+            ["Variants", "Examples", "Course of training", "Judged right and wrong", "False passes", "Settings"];
+        let places = heads.map(|head| html.find(&format!("<h2>{head}</h2>")).unwrap());
+        assert!(places.is_sorted(), "{places:?}");
+        for outside in ["http:", "https:", "src=\"/", "url(", "@import", "href=", "<script", "NaN"] {
+            assert!(!html.contains(outside), "{outside}");
+        }
+        assert_eq!(html.matches("<svg").count(), 2);
+    }
 }
