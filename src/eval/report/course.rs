@@ -23,7 +23,7 @@ pub(super) fn charts(courses: &[CourseCurve]) -> String {
     let last = points().map(|point| point.x).chain(kept).fold(1.0, f64::max);
     // A tenth of room below the lowest value, but never a frame of no height.
     let low = ((lowest * 10.0 - 0.5).floor() / 10.0).clamp(0.0, 0.9);
-    let mut out = String::from("<div class=charts>\n");
+    let mut out = String::from("<div class=\"charts two\">\n");
     drawn.iter().for_each(|(course, lines)| out.push_str(&chart(course, lines, last, low)));
     out.push_str("</div>\n");
     out
@@ -110,7 +110,7 @@ fn chart(course: &CourseCurve, lines: &Lines, last: f64, low: f64) -> String {
         x: (0.0, last),
         y: (low, 1.0),
     };
-    let mut out = frame.open(&format!("Course of training, {}", course.name), "step", "share of 1");
+    let mut out = frame.open(&format!("Course of training, {}", course.name), "step", "accuracy, F1");
     if let Some(kept) = course.kept {
         let (x, bottom) = (frame.px(kept as f64), frame.height - frame.bottom);
         let _ = writeln!(out, "<path class=mark d=\"M{x:.1} {}V{bottom}\" />", frame.top);
