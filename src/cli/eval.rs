@@ -281,7 +281,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     if let Some(path) = &args.report {
         let (mistakes, mistakes_left_out) = (outcome.mistakes, outcome.mistakes_left_out);
-        let page = EvalReport { result: result.clone(), mistakes_of: main.title().into(), mistakes, mistakes_left_out };
+        let page = EvalReport {
+            result: result.clone(),
+            mistakes_of: main.title().into(),
+            mistakes,
+            mistakes_left_out,
+            ..EvalReport::default()
+        };
         report::save(path, &page.html())?;
         eprintln!("{} written", path.display());
     }

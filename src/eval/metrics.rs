@@ -178,10 +178,11 @@ pub(super) fn thin(points: Vec<Point>, max: usize) -> Vec<Point> {
 }
 
 /// What a threshold is chosen for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Goal {
     /// The most cells right.
+    #[default]
     Accuracy,
     /// The best F1.
     F1,

@@ -20,7 +20,7 @@ pub const ELPV_CAVEATS: [&str; 2] = [
 ];
 
 /// A whole evaluation.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EvalResult {
     /// Program and version.
     pub tool: String,

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use super::judged::{self, CourseCurve, Example, Panel, VariantRow};
 use super::svg::{Curve, svg_curve, svg_roc};
 use super::{Pictures, card, cells, count, escape, page, percent, settings, table, tile};
 use crate::eval::metrics::{Confusion, Goal, Interval, Point};
@@ -34,8 +35,8 @@ pub struct Mistake {
     pub pictures: Pictures,
 }
 
-/// All that the page shows.
-#[derive(Clone, Debug, PartialEq)]
+/// All that the page shows; what is empty is left out.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct EvalReport {
     /// The figures.
     pub result: EvalResult,
@@ -45,6 +46,14 @@ pub struct EvalReport {
     pub mistakes: Vec<Mistake>,
     /// Mistakes not shown: false passes and false rejects.
     pub mistakes_left_out: (usize, usize),
+    /// Variants of the method, side by side.
+    pub variants: Vec<VariantRow>,
+    /// Cells of each level.
+    pub examples: Vec<Example>,
+    /// How each training went.
+    pub courses: Vec<CourseCurve>,
+    /// The confusion matrix in pictures.
+    pub panel: Option<Panel>,
 }
 
 impl EvalReport {
@@ -70,6 +79,10 @@ impl EvalReport {
         if let Some(pixel) = &result.pixel {
             body.push_str(&pixels(pixel));
         }
+        body.push_str(&judged::variants(&self.variants));
+        body.push_str(&judged::examples(&self.examples));
+        body.push_str(&judged::courses(&self.courses));
+        body.push_str(&self.panel.as_ref().map(Panel::html).unwrap_or_default());
         body.push_str(&self.gallery(MistakeKind::FalsePass));
         body.push_str(&self.gallery(MistakeKind::FalseReject));
         body.push_str(&self.method());
@@ -310,6 +323,7 @@ mod tests {
                 pictures: Pictures { image: picture(), overlay: picture() },
             }],
             mistakes_left_out: (3, 4),
+            ..EvalReport::default()
         }
     }
 

@@ -3,8 +3,10 @@
 //! Whatever text comes from outside (file names, labels) passes [`escape`]. The page carries a content policy that
 //! forbids every outside resource and every script, should anything get past it.
 
+mod course;
 mod evaluation;
 mod inspection;
+mod judged;
 mod svg;
 
 use std::fmt::Write as _;
@@ -14,6 +16,7 @@ use base64::Engine as _;
 
 pub use evaluation::{EvalReport, Mistake, MistakeKind};
 pub use inspection::{InspectReport, InspectedCell, Outcome, Region};
+pub use judged::{CourseCurve, Example, Panel, Quadrant, Tile, VariantRow};
 pub use svg::{Curve, Series, Threshold, svg_curve, svg_histogram, svg_roc};
 
 use super::result::Setting;

@@ -37,30 +37,30 @@ pub struct Threshold {
 const COLOURS: [&str; 3] = ["s1", "s2", "s3"];
 
 /// The frame of a chart: sizes in the SVG's units.
-struct Frame {
-    width: f64,
-    height: f64,
-    left: f64,
-    right: f64,
-    top: f64,
-    bottom: f64,
+pub(super) struct Frame {
+    pub(super) width: f64,
+    pub(super) height: f64,
+    pub(super) left: f64,
+    pub(super) right: f64,
+    pub(super) top: f64,
+    pub(super) bottom: f64,
     /// Room below the axis's name, for the legend.
-    below: f64,
-    x: (f64, f64),
-    y: (f64, f64),
+    pub(super) below: f64,
+    pub(super) x: (f64, f64),
+    pub(super) y: (f64, f64),
 }
 
 impl Frame {
-    fn px(&self, x: f64) -> f64 {
+    pub(super) fn px(&self, x: f64) -> f64 {
         self.left + (x - self.x.0) / (self.x.1 - self.x.0) * (self.width - self.left - self.right)
     }
 
-    fn py(&self, y: f64) -> f64 {
+    pub(super) fn py(&self, y: f64) -> f64 {
         self.height - self.bottom - (y - self.y.0) / (self.y.1 - self.y.0) * (self.height - self.top - self.bottom)
     }
 
     /// Opens the SVG and draws grid, ticks and the names of the axes.
-    fn open(&self, alt: &str, x_label: &str, y_label: &str) -> String {
+    pub(super) fn open(&self, alt: &str, x_label: &str, y_label: &str) -> String {
         let (width, height) = (self.width, self.height);
         let alt = escape(alt);
         let mut out = format!(
@@ -101,6 +101,18 @@ impl Frame {
         );
         out
     }
+
+    /// A line of the legend, below the chart: a stroke of this class and what it stands for.
+    pub(super) fn legend(&self, line: usize, class: &str, name: &str) -> String {
+        let y = self.height + 14.0 + 18.0 * line as f64;
+        format!(
+            "<path class=\"{class}\" d=\"M{} {}h24\" /><text class=strong x={} y={y}>{}</text>\n",
+            self.left,
+            y - 4.0,
+            self.left + 32.0,
+            escape(name)
+        )
+    }
 }
 
 /// At most about `most` round values from `low` to `high`, and the decimals they need.
@@ -119,7 +131,7 @@ fn ticks(low: f64, high: f64, most: usize) -> (Vec<f64>, usize) {
     ((first..=last.min(first + 50)).map(|i| i as f64 * step + 0.0).collect(), digits)
 }
 
-fn path(frame: &Frame, points: &[Point]) -> String {
+pub(super) fn path(frame: &Frame, points: &[Point]) -> String {
     let mut out = String::new();
     for (index, point) in points.iter().filter(|p| p.x.is_finite() && p.y.is_finite()).enumerate() {
         let letter = if index == 0 { 'M' } else { 'L' };
@@ -167,15 +179,7 @@ pub fn svg_curve(
     });
     let legend: Vec<_> = named_curves.chain(legend).collect();
     for (index, (class, name)) in legend.iter().enumerate() {
-        let y = frame.height + 14.0 + 18.0 * index as f64;
-        let _ = writeln!(
-            out,
-            "<path class=\"{class}\" d=\"M{} {}h24\" /><text class=strong x={} y={y}>{}</text>",
-            frame.left,
-            y - 4.0,
-            frame.left + 32.0,
-            escape(name)
-        );
+        out.push_str(&frame.legend(index, class, name));
     }
     out.push_str("</svg>\n");
     figure(title, &out)
@@ -284,7 +288,7 @@ pub fn svg_histogram(title: &str, x_label: &str, series: &[Series<'_>], threshol
     figure(title, &out)
 }
 
-fn figure(title: &str, body: &str) -> String {
+pub(super) fn figure(title: &str, body: &str) -> String {
     format!("<figure class=chart><figcaption>{}</figcaption>{body}</figure>\n", escape(title))
 }
 
