@@ -4,6 +4,7 @@
 //! room that gives an [`Outcome`].
 
 mod gallery;
+mod pictures;
 mod semacnn;
 mod systems;
 mod threshold;
@@ -22,7 +23,7 @@ use crate::eval::dataset::Dataset;
 use crate::eval::folds::{self, Binarisation, Folds};
 use crate::eval::metrics::Goal;
 use crate::eval::pixel::PixelResult;
-use crate::eval::report::{self, EvalReport, Mistake};
+use crate::eval::report::{self, CourseCurve, EvalReport, Example, Mistake, Panel, VariantRow};
 use crate::eval::result::{
     BinarisationResult, ELPV_CAVEATS, EvalResult, FIGURE_NAMES, Figures, Repeat, Setting, Variant,
 };
@@ -158,6 +159,9 @@ struct Outcome {
     mistakes: Vec<Mistake>,
     mistakes_left_out: (usize, usize),
     variants: Vec<Variant>,
+    examples: Vec<Example>,
+    courses: Vec<CourseCurve>,
+    panel: Option<Panel>,
     caveats: Vec<String>,
 }
 
@@ -286,7 +290,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             mistakes_of: main.title().into(),
             mistakes,
             mistakes_left_out,
-            ..EvalReport::default()
+            variants: result.variants.iter().map(row).collect(),
+            examples: outcome.examples,
+            courses: outcome.courses,
+            panel: outcome.panel,
         };
         report::save(path, &page.html())?;
         eprintln!("{} written", path.display());
@@ -297,6 +304,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         print(&result, &outcome.notes);
     }
     Ok(())
+}
+
+/// A variant as the page shows it.
+fn row(variant: &Variant) -> VariantRow {
+    let figures = variant.binarisations.iter().map(|b| (b.title.clone(), b.groups[0].mean));
+    VariantRow { name: variant.name.clone(), figures: figures.collect() }
 }
 
 /// A share as percent.

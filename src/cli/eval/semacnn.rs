@@ -7,16 +7,19 @@ use std::time::Instant;
 use anyhow::bail;
 
 use super::super::shared;
+use super::pictures::{self, Drawn};
 use super::threshold::{self, Measured};
 use super::{Args, Outcome, Task};
 use crate::classifier::evidence::{Evidence, Witness};
 use crate::classifier::judge::{self, Bench, Cells, Event, JudgeSettings, Opinion, Taught, logistic};
 use crate::classifier::kernel::Uses;
 use crate::classifier::planes::Planes;
-use crate::eval::dataset::{Item, Label};
+use crate::eval::dataset::Label;
 use crate::eval::folds::Binarisation;
 use crate::eval::metrics::{Goal, Ranking};
+use crate::eval::report::CourseCurve;
 use crate::eval::result::{BinarisationResult, Method, Scored, Setting, Variant};
+use crate::pipeline::crossval::FoldCell;
 use crate::pipeline::{Outcomes, Scorer};
 use crate::simd::Isa;
 use crate::verdict::Class;
@@ -34,11 +37,11 @@ fn severity(label: &Label) -> usize {
 }
 
 /// What was seen of the cells: of each once its image and features, by each number of views; in each fold its heatmap.
-struct Seen {
+pub(super) struct Seen {
     /// For each number of views, for each cell.
     views: Vec<(usize, Vec<Option<Evidence>>)>,
     /// For each fold, for each cell: the heatmap's plane, and its statistics.
-    heat: Vec<Vec<Option<Evidence>>>,
+    pub(super) heat: Vec<Vec<Option<Evidence>>>,
 }
 
 impl Seen {
@@ -77,7 +80,7 @@ pub fn evaluate(args: &Args, task: &Task<'_>) -> anyhow::Result<Outcome> {
     let looks: Vec<Outcomes<Evidence>> = counts.iter().map(|_| Outcomes::new(cells)).collect();
     let heat: Vec<Outcomes<Evidence>> = (0..k).map(|_| Outcomes::new(cells)).collect();
     let size = (settings.size as usize, settings.grid as usize, settings.k as usize);
-    let measured = threshold::measure(args, task, &bar, |fold, index, scorer| {
+    let mut measured = threshold::measure(args, task, &bar, |fold, index, scorer| {
         let mut witness = Witness::new(size.0, size.1, size.2, Isa::detect());
         if fold > 0 {
             witness.see_heatmap(scorer.heatmap());
@@ -95,20 +98,23 @@ pub fn evaluate(args: &Args, task: &Task<'_>) -> anyhow::Result<Outcome> {
     };
 
     let level: Vec<usize> = labels.iter().filter_map(|label| levels.binary_search(label).ok()).collect();
-    let task_ = Judged { args, task, measured: &measured, seen: &seen, level: &level, levels: &levels };
     let workers = Arc::new(Workers::new(args.engine.threads()));
-    let mut rows = Vec::new();
-    for (name, settings) in &variants {
-        let found = task_.run(settings, &workers, &mut |steps| {
-            bar.inc(steps);
-            shared::go_on(interrupted)
-        })?;
-        rows.push(Variant { name: name.clone(), binarisations: found.binarisations });
-    }
-    let found = task_.run(&wanted, &workers, &mut |steps| {
+    let judged = Judged { args, task, measured: &measured, seen: &seen, level: &level, levels: &levels };
+    let mut tick = |steps| {
         bar.inc(steps);
         shared::go_on(interrupted)
-    })?;
+    };
+    let mut rows = Vec::new();
+    for (name, settings) in &variants {
+        let binarisations = judged.run(settings, &workers, &mut tick)?.binarisations;
+        rows.push(Variant { name: name.clone(), binarisations });
+    }
+    let found = judged.run(&wanted, &workers, &mut tick)?;
+    let chosen = args.report.is_some().then(|| pictures::choose(&judged, &found));
+    let drawn = match chosen {
+        Some(chosen) => chosen.draw(&mut measured, &seen, task)?,
+        None => Drawn::default(),
+    };
     bar.finish_and_clear();
 
     let mut shown =
@@ -124,9 +130,26 @@ pub fn evaluate(args: &Args, task: &Task<'_>) -> anyhow::Result<Outcome> {
         notes: questions.iter().map(|_| String::new()).collect(),
         binarisations: found.binarisations,
         variants: rows,
-        pixel: measured.pixel.clone(),
+        pixel: measured.pixel,
+        courses: found.taught.iter().enumerate().filter(|(_, t)| !t.history.is_empty()).map(course).collect(),
+        examples: drawn.examples,
+        panel: drawn.panel,
         ..Outcome::default()
     })
+}
+
+/// How the training of a fold went.
+fn course((fold, taught): (usize, &Taught)) -> CourseCurve {
+    CourseCurve {
+        name: format!("fold {}", fold + 1),
+        batch: taught.history.iter().map(|record| (record.step, record.accuracy)).collect(),
+        validation: taught
+            .history
+            .iter()
+            .filter_map(|record| record.validation.map(|v| (record.step, v.accuracy, v.f1)))
+            .collect(),
+        kept: taught.best_step,
+    }
 }
 
 fn look(scorer: &mut Scorer, witness: &mut Witness, views: usize) -> Option<()> {
@@ -174,19 +197,20 @@ fn shown_judge(settings: &JudgeSettings) -> Vec<Setting> {
 }
 
 /// All that judging needs.
-struct Judged<'a> {
+pub(super) struct Judged<'a> {
     args: &'a Args,
-    task: &'a Task<'a>,
-    measured: &'a Measured,
+    pub(super) task: &'a Task<'a>,
+    pub(super) measured: &'a Measured,
     seen: &'a Seen,
-    level: &'a [usize],
+    pub(super) level: &'a [usize],
     /// The severities there are, rising.
     levels: &'a [usize],
 }
 
 /// What a way of judging gives.
-struct Found {
+pub(super) struct Found {
     taught: Vec<Taught>,
+    folds: Vec<Fold>,
     binarisations: Vec<BinarisationResult>,
 }
 
@@ -214,7 +238,7 @@ impl Judged<'_> {
         }
         let questions = self.task.questions.iter();
         let binarisations = questions.map(|&question| self.answers(question, &folds)).collect();
-        Ok(Found { taught, binarisations })
+        Ok(Found { taught, folds, binarisations })
     }
 
     fn fold(
@@ -256,35 +280,58 @@ impl Judged<'_> {
         Ok((taught, Fold { test, calibration }))
     }
 
-    /// The answers to a question.
-    fn answers(&self, question: Binarisation, folds: &[Fold]) -> BinarisationResult {
-        let items = &self.task.dataset.items;
-        let target = |index: usize| items[index].label.as_ref().and_then(|label| question.target(label));
-        let borders = borders(question, self.levels);
-        let score = |opinion: &Opinion| {
-            let asked = &opinion.logits()[borders.clone()];
-            asked.iter().sum::<f32>() / asked.len() as f32
-        };
+    /// The log-odds of a question, averaged over its borders.
+    fn score(&self, question: Binarisation, opinion: &Opinion) -> f32 {
+        let asked = &opinion.logits()[borders(question, self.levels)];
+        asked.iter().sum::<f32>() / asked.len() as f32
+    }
+
+    /// Each fold's threshold for a question.
+    fn thresholds(&self, question: Binarisation, folds: &[Fold]) -> Vec<f32> {
         let threshold = |fold: &Fold| {
-            let asked = fold.calibration.iter().filter_map(|(index, opinion)| Some((score(opinion), target(*index)?)));
+            let asked = fold
+                .calibration
+                .iter()
+                .filter_map(|(index, opinion)| Some((self.score(question, opinion), self.target(question, *index)?)));
             let (scores, targets): (Vec<f32>, Vec<bool>) = asked.unzip();
             match self.task.goal {
                 Goal::Accuracy => even_odds(&scores, &targets),
                 Goal::F1 => Ranking::new(&scores, &targets).best_threshold(Goal::F1).unwrap_or(f32::INFINITY),
             }
         };
-        let thresholds: Vec<f32> = folds.iter().map(threshold).collect();
+        folds.iter().map(threshold).collect()
+    }
+
+    fn target(&self, question: Binarisation, index: usize) -> Option<bool> {
+        self.task.dataset.items[index].label.as_ref().and_then(|label| question.target(label))
+    }
+
+    /// The log-odds of every test cell for a question, above its fold's threshold; NaN if it cannot be judged.
+    pub(super) fn decisions(&self, question: Binarisation, found: &Found) -> Vec<f32> {
+        let thresholds = self.thresholds(question, &found.folds);
+        let cells = self.measured.cells.iter().enumerate();
+        let decide = |(index, cell): (usize, &FoldCell)| match &found.folds[cell.fold].test[index] {
+            Some(opinion) => self.score(question, opinion) - thresholds[cell.fold],
+            None => f32::NAN,
+        };
+        cells.map(decide).collect()
+    }
+
+    /// The answers to a question.
+    fn answers(&self, question: Binarisation, folds: &[Fold]) -> BinarisationResult {
+        let items = &self.task.dataset.items;
+        let thresholds = self.thresholds(question, folds);
         // Defect kinds are no groups to compare: a good cell has none.
         let grouped = items.iter().all(|item| item.kind.is_some());
-        let scored =
-            items.iter().zip(&self.measured.cells).enumerate().filter_map(|(index, (item, cell)): (_, (&Item, _))| {
-                Some(Scored {
-                    fold: cell.fold,
-                    score: folds[cell.fold].test[index].as_ref().map_or(f32::NAN, score),
-                    target: target(index)?,
-                    kind: item.kind.as_deref().filter(|_| grouped),
-                })
-            });
+        let scored = items.iter().zip(&self.measured.cells).enumerate().filter_map(|(index, (item, cell))| {
+            let opinion = folds[cell.fold].test[index].as_ref();
+            Some(Scored {
+                fold: cell.fold,
+                score: opinion.map_or(f32::NAN, |opinion| self.score(question, opinion)),
+                target: self.target(question, index)?,
+                kind: item.kind.as_deref().filter(|_| grouped),
+            })
+        });
         BinarisationResult::new(question, &scored.collect::<Vec<_>>(), &thresholds, Method::default())
     }
 }

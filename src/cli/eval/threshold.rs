@@ -20,7 +20,7 @@ use crate::frame::Frame;
 use crate::heatmap::{ScoreKind, Scores};
 use crate::model::Settings;
 use crate::pipeline::crossval::{self, FoldCell, FoldScores, cross_validate};
-use crate::pipeline::fitting::Cell;
+use crate::pipeline::fitting::{Cell, Fitter};
 use crate::pipeline::{Outcomes, Scorer};
 use crate::preprocess::Placement;
 use crate::verdict::Invalid;
@@ -67,6 +67,7 @@ pub(super) struct Measured {
     pub results: Vec<FoldScores>,
     pub gallery: Gallery,
     pub pixel: Option<PixelResult>,
+    pub fitter: Fitter,
     pub network: ResNet18,
     pub backbone: String,
     pub identity: Identity,
@@ -156,7 +157,7 @@ pub(super) fn measure(
         bail!(error);
     }
     let (pixel, identity) = (has_masks.then(|| pixels.metrics.result()), network.identity());
-    Ok(Measured { cells, kinds, results, gallery, pixel, network, backbone, identity })
+    Ok(Measured { cells, kinds, results, gallery, pixel, fitter, network, backbone, identity })
 }
 
 /// The indices of the cells that have statistics together: each type's, or all.
