@@ -19,9 +19,8 @@ struct Map {
 #[must_use]
 pub fn forward(net: &ResNet18, image: &[f32], size: usize) -> [Vec<f64>; 4] {
     assert!(size.is_multiple_of(32) && image.len() == size * size, "an image of {size}×{size}");
-    let image = Map { side: size, channels: 1, values: image.iter().map(|&x| f64::from(x)).collect() };
     let conv = |name: &str| net.convs().iter().find(|c| c.name == name).expect("ResNet18 has all convolutions");
-    let mut x = max_pool(&relu(convolve(conv("conv1"), &image)));
+    let mut x = stem(conv("conv1"), image, size);
     std::array::from_fn(|stage| {
         for block in 0..2 {
             let prefix = format!("layer{}.{block}", stage + 1);
@@ -35,6 +34,18 @@ pub fn forward(net: &ResNet18, image: &[f32], size: usize) -> [Vec<f64>; 4] {
         debug_assert_eq!((x.side, x.channels), (size / STAGE_STRIDES[stage], STAGE_CHANNELS[stage]));
         x.values.clone()
     })
+}
+
+/// conv1, ReLU and maximum.
+fn stem(conv1: &Conv, image: &[f32], size: usize) -> Map {
+    let image = Map { side: size, channels: 1, values: image.iter().map(|&x| f64::from(x)).collect() };
+    max_pool(&relu(convolve(conv1, &image)))
+}
+
+/// What conv1, ReLU and maximum make of an image of one plane.
+#[cfg(test)]
+pub(super) fn stem_values(conv1: &Conv, image: &[f32], size: usize) -> Vec<f64> {
+    stem(conv1, image, size).values
 }
 
 fn convolve(conv: &Conv, x: &Map) -> Map {

@@ -150,11 +150,15 @@ impl Analyser {
             return;
         }
         for (row, out) in map.chunks_exact(grid).zip(self.scratch.chunks_exact_mut(grid)) {
-            for (x, out) in out.iter_mut().enumerate() {
-                *out = self.kernel[0] * row[x];
-                for (i, w) in self.kernel.iter().enumerate().skip(1) {
-                    *out += w * (row[x.saturating_sub(i)] + row[(x + i).min(grid - 1)]);
+            out.iter_mut().zip(row).for_each(|(o, x)| *o = self.kernel[0] * x);
+            for (i, w) in self.kernel.iter().enumerate().skip(1) {
+                // What lies `i` columns inside the border needs no look at it, and is done in vectors.
+                let inside = i.min(grid)..grid.saturating_sub(i).max(i.min(grid));
+                for x in (0..inside.start).chain(inside.end..grid) {
+                    out[x] += w * (row[x.saturating_sub(i)] + row[(x + i).min(grid - 1)]);
                 }
+                let neighbours = row.iter().zip(row.get(2 * i..).unwrap_or_default());
+                out[inside].iter_mut().zip(neighbours).for_each(|(o, (left, right))| *o += w * (left + right));
             }
         }
         for (y, out) in map.chunks_exact_mut(grid).enumerate() {
@@ -249,6 +253,28 @@ mod tests {
         assert!((peak.iter().sum::<f32>() - 1.0).abs() < 1e-5);
         assert_eq!(peak[8 * 16 + 6], peak[8 * 16 + 10]);
         assert!((peak[6 * 16 + 8] - peak[8 * 16 + 6]).abs() < 1e-7);
+    }
+
+    #[test]
+    fn smoothing_is_the_sum_over_a_map_that_goes_on_past_its_border() {
+        for (grid, sigma) in [(16, 1.0), (16, 2.0), (4, 2.0), (3, 1.0), (1, 1.0)] {
+            let mut analyser = Analyser::new(grid, sigma);
+            let map: Vec<f32> = (0..grid * grid).map(|i| (i * 7 % 23) as f32).collect();
+            let mut smooth = map.clone();
+            analyser.smooth(&mut smooth);
+            let radius = analyser.kernel.len() as isize - 1;
+            let inside = |at: usize, by: isize| (at as isize + by).clamp(0, grid as isize - 1) as usize;
+            for (at, got) in smooth.iter().enumerate() {
+                let terms = (-radius..=radius).flat_map(|dy| (-radius..=radius).map(move |dx| (dy, dx)));
+                let want: f32 = terms
+                    .map(|(dy, dx)| {
+                        let weight = analyser.kernel[dy.unsigned_abs()] * analyser.kernel[dx.unsigned_abs()];
+                        weight * map[inside(at / grid, dy) * grid + inside(at % grid, dx)]
+                    })
+                    .sum();
+                assert!((got - want).abs() < 1e-4, "{grid}, σ = {sigma}, {at}: {got} for {want}");
+            }
+        }
     }
 
     #[test]

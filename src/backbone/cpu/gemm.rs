@@ -17,7 +17,7 @@ use crate::simd::{Isa, Kernel, Simd};
 use super::memory::Aligned;
 
 /// Rows of the largest micro-kernel: 6 × 4 accumulators + 4 + 1 of 32 registers, or 6 × 2 + 2 + 1 of 16.
-const MAX_ROWS: usize = 6;
+pub(super) const MAX_ROWS: usize = 6;
 
 /// Columns of a panel of numbers of type `T`.
 pub(crate) fn panel_width<T: Number>(isa: Isa) -> usize {

@@ -5,7 +5,7 @@
 //!
 //! - `memory`: aligned memory, and tensors (HWC, with a border of zeros) as places in it;
 //! - `gemm`: packed matrices and the register-blocked micro-kernel, written once over [`Simd`](crate::simd::Simd);
-//! - `stem`: conv1 and the maximum after it;
+//! - `stem`: conv1 and the maximum after it, direct or by Winograd along the rows;
 //! - `direct`: other convolutions as products read in place;
 //! - `winograd`: 3×3 convolutions at a quarter of the multiplications, with stride 2 at nine sixteenths;
 //! - `network`: the steps and their buffers;

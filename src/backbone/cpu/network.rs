@@ -134,7 +134,7 @@ impl Network {
         let input = Tensor::new(&mut layout, Area::Arena, size, first.inputs, 3);
         let maps = Pyramid::place(&mut Layout::default(), size, depth);
         let mut before = maps[0];
-        steps.push(Step::stem(first, input, before, isa));
+        steps.push(Step::stem(first, input, before, method, isa));
         for (stage, &kept) in maps[..depth].iter().enumerate() {
             let mut convolution = |input, output, add, relu| {
                 Step::convolution(next(), stage + 1, Ends { input, output, add, relu }, method, isa)
@@ -296,14 +296,14 @@ impl Step {
         Self { depth, info, work: Work::Convolution(Layer { algorithm, bias: conv.bias.clone(), ends }) }
     }
 
-    fn stem(conv: &Conv, input: Tensor, output: Tensor, isa: Isa) -> Self {
+    fn stem(conv: &Conv, input: Tensor, output: Tensor, method: Method, isa: Isa) -> Self {
         let multiply_adds = (4 * output.pixels() * conv.weight.len()) as u64;
-        let stem = Stem::new(conv, isa);
+        let stem = Stem::new(conv, method, isa);
         let info = StepInfo {
             name: conv.name.clone(),
             algorithm: stem.name(),
             multiply_adds,
-            performed: multiply_adds,
+            performed: stem.multiply_adds(multiply_adds),
             weight_bytes: stem.weight_bytes() as u64,
             map_bytes: input.bytes() + output.bytes(),
         };

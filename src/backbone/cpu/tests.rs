@@ -10,7 +10,7 @@ fn image(size: usize) -> Vec<f32> {
     noisy_image(size, 7)
 }
 
-fn noisy_image(size: usize, seed: u32) -> Vec<f32> {
+pub(super) fn noisy_image(size: usize, seed: u32) -> Vec<f32> {
     let mut state = seed;
     (0..size * size)
         .map(|i| {
@@ -23,10 +23,10 @@ fn noisy_image(size: usize, seed: u32) -> Vec<f32> {
 }
 
 /// What may be lost of a map's largest value where halves are multiplied as such.
-const HALVES: f64 = 2e-2;
+pub(super) const HALVES: f64 = 2e-2;
 
 /// max|a − b| / max|b|.
-fn relative_error(got: impl Iterator<Item = f32>, want: &[f64]) -> f64 {
+pub(super) fn relative_error(got: impl Iterator<Item = f32>, want: &[f64]) -> f64 {
     let got: Vec<f32> = got.collect();
     assert_eq!(got.len(), want.len());
     let largest = want.iter().fold(0.0, |m: f64, x| m.max(x.abs()));

@@ -6,6 +6,7 @@
 //! input tiles are transformed, each of the (m + 2)² *points* is one small matrix product over the channels, and the
 //! products are transformed back, with bias, shortcut and ReLU on the way out.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use half::f16;
@@ -260,18 +261,20 @@ impl WinogradKernel<'_> {
         for tile in 0..count {
             let step = OUT * F::STRIDE;
             let (y, x) = ((first + tile) / across * step, (first + tile) % across * step);
-            // SAFETY: tensors are readable in whole tiles and their border; the scratch holds `block` tiles a point.
+            // SAFETY: tensors are readable in whole tiles and their border; the scratch holds `block` tiles a point. All
+            // columns are written before they are read.
             unsafe {
                 let from = self.memory.at(input.bordered(y + input.pad - 1, x + input.pad - 1)).cast_const();
                 let to = self.transformed.add(tile * channels);
                 for c in (0..channels).step_by(S::LANES) {
-                    let mut columns = [[S::splat(0.0); IN]; IN];
+                    // Not zeroed, which would be a call to `memset` for each vector of channels.
+                    let mut columns = [const { MaybeUninit::<[S::V; IN]>::uninit() }; IN];
                     for (j, column) in columns.iter_mut().enumerate() {
                         let d = std::array::from_fn(|i| S::load(from.wrapping_add(i * row + j * channels + c)));
-                        *column = F::input::<S>(d);
+                        column.write(F::input::<S>(d));
                     }
                     for i in 0..IN {
-                        let v = F::input::<S>(std::array::from_fn(|j| columns[j][i]));
+                        let v = F::input::<S>(std::array::from_fn(|j| columns[j].assume_init_ref()[i]));
                         for (j, &v) in v.iter().enumerate() {
                             S::store(to.add((i * IN + j) * point + c), v);
                         }
@@ -352,18 +355,19 @@ impl WinogradKernel<'_> {
             let (y, x) = ((first + tile) / across * OUT, (first + tile) % across * OUT);
             let (tall, wide) = (OUT.min(output.side - y), OUT.min(output.side - x));
             for c in (0..GROUP).step_by(S::LANES) {
-                // SAFETY: the scratch holds `block` tiles a point; only pixels inside the map are written.
+                // SAFETY: the scratch holds `block` tiles a point; only pixels inside the map are written. All columns are
+                // written before they are read.
                 unsafe {
                     let from = self.product.add(tile * GROUP + c).cast_const();
                     let bias = S::load(self.bias.as_ptr().add(channel + c));
-                    let mut columns = [[S::splat(0.0); OUT]; IN];
+                    let mut columns = [const { MaybeUninit::<[S::V; OUT]>::uninit() }; IN];
                     for (j, column) in columns.iter_mut().enumerate() {
                         let m = std::array::from_fn(|i| S::load(from.wrapping_add((i * IN + j) * point)));
-                        *column = F::output::<S>(m);
+                        column.write(F::output::<S>(m));
                     }
                     for i in 0..tall {
                         let out = self.memory.at(output.pixel(y + i, x) + channel + c);
-                        let v = F::output::<S>(std::array::from_fn(|j| columns[j][i]));
+                        let v = F::output::<S>(std::array::from_fn(|j| columns[j].assume_init_ref()[i]));
                         for (j, &v) in v[..wide].iter().enumerate() {
                             self.ends.finish::<S>(S::add(v, bias), out.add(j * output.channels));
                         }

@@ -135,7 +135,7 @@ fn table(args: &Args, isa: Isa, roofs: &Roofs, whole: &[f64], rows: &[Row<'_>]) 
         "Roof: the nearer one, and the share of it that is reached; more than 100 % of memory is what caches spare.\n"
     );
     println!(
-        "{:<20} {:<13} {:>15} {:>10} {:>8} {:>8} {:>8}  roof",
+        "{:<20} {:<23} {:>15} {:>10} {:>8} {:>8} {:>8}  roof",
         "step", "algorithm", "M mul-adds", "weights MB", "maps MB", "ms", "GFLOP/s"
     );
     for row in rows {
@@ -144,7 +144,7 @@ fn table(args: &Args, isa: Isa, roofs: &Roofs, whole: &[f64], rows: &[Row<'_>]) 
         let rate = format!("{:.0}", row.gflops());
         let (roof, share) = row.roof();
         println!(
-            "{name:<20} {algorithm:<13} {counts:>15} {:>10.2} {:>8.2} {:>8.3} {rate:>8}  {roof} {:.0} %",
+            "{name:<20} {algorithm:<23} {counts:>15} {:>10.2} {:>8.2} {:>8.3} {rate:>8}  {roof} {:.0} %",
             *weight_bytes as f64 * 1e-6,
             *map_bytes as f64 * 1e-6,
             row.ms,
