@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn cells_that_are_all_told_apart_or_all_alike_give_finite_weights() {
         let x = vec![-2.0, -1.0, 1.0, 2.0];
-        let (weights, shift) = fit(&[x.clone()], &[false, false, true, true]);
+        let (weights, shift) = fit(std::slice::from_ref(&x), &[false, false, true, true]);
         assert!(weights[0] > 1.0 && weights[0] < 20.0 && shift.abs() < 1e-6, "{weights:?} {shift}");
         assert_eq!(fit(&[x.clone(), x], &[true; 4]), (vec![0.5; 2], 0.0));
         let (weights, shift) = fit(&[vec![1.0; 4]], &[false, false, false, true]);

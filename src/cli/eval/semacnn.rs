@@ -110,6 +110,9 @@ pub fn evaluate(args: &Args, task: &Task<'_>) -> anyhow::Result<Outcome> {
         rows.push(Variant { name: name.clone(), binarisations });
     }
     let found = judged.run(&wanted, &workers, &mut tick)?;
+    if !rows.is_empty() {
+        rows.push(Variant { name: "as evaluated".into(), binarisations: found.binarisations.clone() });
+    }
     let chosen = args.report.is_some().then(|| pictures::choose(&judged, &found));
     let drawn = match chosen {
         Some(chosen) => chosen.draw(&mut measured, &seen, task)?,
@@ -160,22 +163,18 @@ fn look(scorer: &mut Scorer, witness: &mut Witness, views: usize) -> Option<()> 
     scorer.show(witness, views).ok()
 }
 
-/// The variants of the ablation: what each part gives.
+/// The variants of the ablation: each part alone, and what it sees. Both parts together are what is evaluated beside them.
 fn ablations(full: &JudgeSettings) -> Vec<(String, JudgeSettings)> {
-    let with = |name: &str, planes, kernel, views, flips| {
-        (name.to_string(), JudgeSettings { planes, kernel, views, flips, ..full.clone() })
-    };
-    let (heat, both) = (Some(Planes::Heatmap), Some(Planes::HeatmapAndImage));
+    let with =
+        |name: &str, planes, kernel, views| (name.to_string(), JudgeSettings { planes, kernel, views, ..full.clone() });
     vec![
-        with("network, heatmap, no flips", heat, None, 1, 1),
-        with("network, heatmap", heat, None, 1, full.flips),
-        with("network, heatmap and image", both, None, 1, full.flips),
-        with("kernel, heatmap statistics", None, Some(Uses::Heat), 1, full.flips),
-        with("kernel, pooled features", None, Some(Uses::Pooled), 1, full.flips),
-        with("kernel, both", None, Some(Uses::Both), 1, full.flips),
-        with("kernel, both, 4 views", None, Some(Uses::Both), 4, full.flips),
-        with("network and kernel", both, Some(Uses::Both), 1, full.flips),
-        with("network and kernel, 4 views", both, Some(Uses::Both), 4, full.flips),
+        with("network, heatmap", Some(Planes::Heatmap), None, 1),
+        with("network, heatmap and image", Some(Planes::HeatmapAndImage), None, 1),
+        with("kernel, heatmap statistics", None, Some(Uses::Heat), 1),
+        with("kernel, pooled features", None, Some(Uses::Pooled), 1),
+        with("kernel, both", None, Some(Uses::Both), 1),
+        with("kernel, both, 2 views", None, Some(Uses::Both), 2),
+        with("kernel, both, 4 views", None, Some(Uses::Both), 4),
     ]
 }
 
