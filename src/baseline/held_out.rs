@@ -54,7 +54,7 @@ mod tests {
     fn items(kinds: bool) -> Vec<Item> {
         let item = |index: usize| {
             let mut item = Item::new(format!("{index}.png").into(), format!("{index}.png"));
-            item.label = Some(Label::Probability(f32::from(u8::from(index % 3 == 0))));
+            item.label = Some(Label::Probability(f32::from(u8::from(index.is_multiple_of(3)))));
             item.kind = kinds.then(|| ["mono", "poly"][index / 3 % 2].to_string());
             item
         };
