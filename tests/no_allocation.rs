@@ -1,6 +1,7 @@
-//! After start, the way from a frame to a verdict allocates nothing, nor does the classifier. A test program of its own, since it counts every
-//! allocation of the process.
+//! After start, the way from a frame to a verdict allocates nothing, with the classifier or without. A test program of
+//! its own, since it counts every allocation of the process.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use cellgate::backbone::ResNet18;
@@ -45,8 +46,17 @@ fn frames() -> Vec<Frame> {
 
 fn a_thousand_frames_allocate_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let path = common::small_model(folder.path(), 64, 16, 24);
-    let model = Arc::new(Model::open(&path).unwrap());
+    inspecting_allocates_nothing(&common::small_model(folder.path(), 64, 16, 24), 1000);
+}
+
+/// With network, kernel machine and a second view.
+fn a_classifier_in_the_model_allocates_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    inspecting_allocates_nothing(&common::judged_model(folder.path(), 64, 16, 24, 2), 300);
+}
+
+fn inspecting_allocates_nothing(path: &Path, count: usize) {
+    let model = Arc::new(Model::open(path).unwrap());
     let network = ResNet18::embedded().unwrap();
     let frames = frames();
     for threads in [1, 2] {
@@ -59,7 +69,7 @@ fn a_thousand_frames_allocate_nothing() {
         }
         let (mut passed, mut rejected, mut invalid) = (0, 0, 0);
         let mut guilty = Vec::with_capacity(frames.len());
-        for index in 0..1000 {
+        for index in 0..count {
             let frame = &frames[index % frames.len()];
             let before = allocations();
             let verdict = inspector.inspect(frame);
@@ -67,6 +77,8 @@ fn a_thousand_frames_allocate_nothing() {
             if made > 0 && guilty.len() < frames.len() {
                 guilty.push((index, made));
             }
+            let judged = !matches!(verdict.outcome, Outcome::Invalid(_)) && model.judge().is_some();
+            assert_eq!(verdict.probabilities.is_some(), judged);
             match verdict.outcome {
                 Outcome::Pass(_) => passed += 1,
                 Outcome::Reject => rejected += 1,
@@ -74,7 +86,10 @@ fn a_thousand_frames_allocate_nothing() {
             }
         }
         assert!(guilty.is_empty(), "{threads} threads: (frame, allocations) {guilty:?}");
-        assert!(passed > 100 && rejected > 20 && invalid > 100, "{passed} passed, {rejected} rejected, {invalid} not");
+        assert!(
+            passed > count / 10 && rejected > count / 50 && invalid > count / 10,
+            "{passed} passed, {rejected} rejected, {invalid} not"
+        );
     }
 }
 
@@ -103,5 +118,6 @@ fn classifying_and_training_allocate_nothing() {
 #[test]
 fn after_start_nothing_is_allocated() {
     a_thousand_frames_allocate_nothing();
+    a_classifier_in_the_model_allocates_nothing();
     classifying_and_training_allocate_nothing();
 }

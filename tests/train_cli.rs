@@ -170,6 +170,6 @@ fn what_cannot_be_trained_on_is_refused_with_the_reason() {
     std::fs::remove_file(&out).unwrap();
     images.iter().take(12).for_each(|path| std::fs::write(path, b"no image").unwrap());
     let refused = run();
-    assert!(!refused.status.success() && said(&refused).contains("cannot be judged"), "{}", said(&refused));
+    assert!(!refused.status.success() && said(&refused).contains("could not be used"), "{}", said(&refused));
     assert!(!out.exists());
 }

@@ -3,12 +3,15 @@ use std::sync::Arc;
 
 use super::*;
 use crate::backbone::{Backbone, BackboneError, Pyramid};
+use crate::classifier::kernel::{self, Grid, Rows, WIDTH};
+use crate::classifier::planes::Planes;
 use crate::embedding::{Mixing, Stages};
 use crate::frame::Frame;
 use crate::gaussian::factors::OwnedStatistics;
 use crate::heatmap::ScoreKind;
 use crate::pipeline::{Inspector, PipelineError};
 use crate::preprocess::PreprocessConfig;
+use crate::verdict::{Cost, Grading};
 use crate::verdict::{Invalid, Outcome};
 use crate::workers::Workers;
 
@@ -278,7 +281,7 @@ fn other_files_are_no_models() {
     let newer = Kind { version: KIND.version + 1, ..KIND };
     let parts = Parts::new(Precision::F16);
     container::write(&place.path, newer, &parts.header, &[]).unwrap();
-    assert_says(&Model::open(&place.path).unwrap_err().to_string(), &["format 3", "reads format 2"]);
+    assert_says(&Model::open(&place.path).unwrap_err().to_string(), &["format 3", "reads format 3"]);
 }
 
 /// Somebody copies another model over the file while a batch runs: the batch ends with the model that was checked.
@@ -362,4 +365,90 @@ fn an_unwritable_place_is_named_and_nothing_is_left() {
     std::fs::create_dir(folder.join("taken.cgm")).unwrap();
     assert_says(&write(&folder.join("taken.cgm")).unwrap_err().to_string(), &["taken.cgm"]);
     assert_eq!(std::fs::read_dir(folder).unwrap().count(), 1, "a temporary file was left behind");
+}
+
+/// A judge of three levels with a kernel machine of twelve cells, and what the header says of it.
+fn judge() -> (Judge, OperatingPoint, Training) {
+    let values: Vec<f32> = (0..12 * WIDTH).map(|i| ((i * 7919) % 1013) as f32 / 500.0 - 1.0).collect();
+    let targets: Vec<f32> = (0..24).map(|i| if i % 5 < 2 { 1.0 } else { -1.0 }).collect();
+    let groups: Vec<usize> = (0..12).map(|i| i % 3).collect();
+    let rows = Rows { values: &values, kinds: &[0; 12] };
+    let workers = Workers::new(1);
+    let machine = kernel::fit(&rows, &targets, &[1.0; 12], &groups, &Grid::default(), &workers).unwrap().machine;
+    let description = judge::Description {
+        levels: 3,
+        planes: None,
+        flips: 1,
+        views: 2,
+        kernel: Some(machine.description().clone()),
+        borders: vec![judge::Border { network: 0.0, kernel: 2.0, shift: 0.5 }; 2],
+    };
+    let judge = Judge::from_parts(description, &[], machine.floats(), machine.support()).unwrap();
+    let point = OperatingPoint::choose(Grading::Abc, Cost::Even, 20.0, &[0.1, 0.9], &[false, true]).unwrap();
+    let training = Training {
+        software: "0.1.0".into(),
+        created: 1_795_478_400,
+        data: "cells".into(),
+        list: [9; 32],
+        cells: vec![4, 4, 4],
+        skipped: 1,
+        step: None,
+    };
+    (judge, point, training)
+}
+
+#[test]
+fn a_classifier_comes_back_stays_through_a_calibration_and_can_be_taken_away() {
+    let (place, parts) = (place(), Parts::new(Precision::F16));
+    parts.write(&place.path);
+    let plain = Model::open(&place.path).unwrap();
+    assert!(plain.judge().is_none());
+    let (judge, point, training) = judge();
+    let path = place.path.with_file_name("judged.cgm");
+    plain.write_judged(&path, Some((&judge, point.clone(), training.clone()))).unwrap();
+    let judged = Model::open(&path).unwrap();
+    let header = judged.header().classifier.as_ref().unwrap();
+    assert_eq!((&header.point, &header.training, &header.judge), (&point, &training, judge.description()));
+    let kernel = |judge: &Judge| judge.kernel().map(|k| (k.floats().to_vec(), k.support().to_vec()));
+    assert_eq!(kernel(judged.judge().unwrap()), kernel(&judge));
+    assert_ne!(judged.id(), plain.id());
+    let again = place.path.with_file_name("again.cgm");
+    judged.write_calibrated(&again, parts.header.calibration.clone().unwrap().moved_to(9.5)).unwrap();
+    assert_eq!(kernel(Model::open(&again).unwrap().judge().unwrap()), kernel(&judge));
+    judged.write_judged(&again, None).unwrap();
+    assert_eq!(Model::open(&again).unwrap().id(), plain.id());
+}
+
+#[test]
+fn a_classifier_that_makes_no_sense_is_refused() {
+    let parts = Parts::new(Precision::F16);
+    let (judge, point, training) = judge();
+    let kernel = judge.kernel().unwrap();
+    let sections = |floats: &[f32]| {
+        let mut all = parts.sections();
+        all.push((KERNEL, bytemuck::cast_slice(floats).to_vec()));
+        all.push((SUPPORT, bytemuck::cast_slice(kernel.support()).to_vec()));
+        all
+    };
+    let header = |change: &dyn Fn(&mut ClassifierHeader)| {
+        let mut classifier =
+            ClassifierHeader { judge: judge.description().clone(), point: point.clone(), training: training.clone() };
+        change(&mut classifier);
+        Header { classifier: Some(classifier), ..parts.header.clone() }
+    };
+    let floats = kernel.floats();
+    let bad = |change: &dyn Fn(&mut ClassifierHeader)| refusal(&header(change), &sections(floats));
+    assert_says(&bad(&|c| c.point.grading = Grading::Usable), &["other classes"]);
+    assert_says(&bad(&|c| c.point.reject_from = f32::NAN), &["operating point"]);
+    assert_says(&bad(&|c| c.point.novel_from = -1.0), &["operating point"]);
+    assert_says(&bad(&|c| c.judge.views = 9), &["views"]);
+    assert_says(&bad(&|c| c.judge.borders[0].kernel = f32::INFINITY), &["not finite"]);
+    assert_says(&bad(&|c| c.judge.borders[1].kernel = -2.0), &["negative"]);
+    assert_says(&bad(&|c| c.judge.kernel = None), &["asks nobody"]);
+    assert_says(&bad(&|c| c.judge.kernel.as_mut().unwrap().rows = 11), &["section `kernel`"]);
+    assert_says(&bad(&|c| c.judge.planes = Some(Planes::Heatmap)), &["section `network`"]);
+    assert_says(&refusal(&header(&|_| ()), &parts.sections()), &["section `kernel`"]);
+    let mut broken = floats.to_vec();
+    broken[3] = f32::NAN;
+    assert_says(&refusal(&header(&|_| ()), &sections(&broken)), &["not finite"]);
 }

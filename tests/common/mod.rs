@@ -7,14 +7,19 @@ use std::sync::Arc;
 
 use cellgate::backbone::ResNet18;
 use cellgate::backbone::cpu::CpuBackbone;
+use cellgate::classifier::evidence::Evidence;
+use cellgate::classifier::judge::{self, Cells, JudgeSettings};
+use cellgate::classifier::learning::LearnSettings;
 use cellgate::gaussian::{Accumulator, Precision};
-use cellgate::model::{Header, Model, Provenance, Settings};
+use cellgate::model::{Header, Model, Provenance, Settings, Training};
 use cellgate::pipeline::Extractor;
+use cellgate::pipeline::crossval::FoldCell;
 use cellgate::pipeline::fitting::{Cell, Fitter};
+use cellgate::pipeline::teaching::{By, gather};
 use cellgate::preprocess::PreprocessConfig;
 use cellgate::simd::Isa;
-use cellgate::synth::{Generator, Selection, SynthConfig};
-use cellgate::verdict::Class;
+use cellgate::synth::{DefectKind, Generator, Selection, SynthCell, SynthConfig};
+use cellgate::verdict::{Class, Cost, Grading, OperatingPoint};
 use cellgate::workers::Workers;
 
 /// Says, past the test harness's capture, that a test did not run and what it needs; fails where nothing may be
@@ -90,5 +95,60 @@ pub fn small_model(folder: &Path, size: u32, grid: u32, k: u32) -> PathBuf {
         Header { backbone: network.identity(), settings, provenance, calibration: Some(calibration), classifier: None };
     let path = folder.join("small.cgm");
     Model::write(&path, &header, &projection, &statistics.view(), None).unwrap();
+    path
+}
+
+/// The small model with a classifier that was trained for a moment on 16 good cells and 16 with defects.
+pub fn judged_model(folder: &Path, size: u32, grid: u32, k: u32, views: u32) -> PathBuf {
+    let model = Model::open(&small_model(folder, size, grid, k)).unwrap();
+    let settings = &model.header().settings;
+    let network = ResNet18::embedded().unwrap();
+    let generator = Generator::new(SynthConfig { size: 180, ..SynthConfig::default() }, 3).unwrap();
+    let cells: Vec<FoldCell> = (0..32u64)
+        .map(|index| {
+            let id = format!("labelled{index:02}.pgm");
+            let path = folder.join(&id);
+            let defects = DefectKind::ALL;
+            let mut good = SynthCell::default();
+            let frame = match index % 2 {
+                0 => {
+                    generator.with_class_into(2000 + index, Class::A, &mut good);
+                    good.frame
+                }
+                _ => generator.with_defect(2000 + index, defects[index as usize / 2 % defects.len()]).frame,
+            };
+            write_pgm(&path, &frame);
+            FoldCell { cell: Cell::file(id, path), good: index % 2 == 0, fold: index as usize / 2 % 4 }
+        })
+        .collect();
+    let mut fitter = fitter(&network, size as usize, &settings.preprocess, 2);
+    let statistics = model.statistics();
+    let go_on = |_| std::ops::ControlFlow::Continue(());
+    let by = By::Model(&statistics);
+    let seen = gather(&mut fitter, &cells, settings, model.projection(), by, views as usize, &go_on).unwrap();
+    let seen: Vec<Evidence> = seen.into_iter().map(|cell| cell.unwrap().1).collect();
+    let (evidence, level): (Vec<&Evidence>, Vec<usize>) =
+        seen.iter().zip(&cells).map(|(seen, cell)| (seen, usize::from(!cell.good))).unzip();
+    let group: Vec<usize> = cells.iter().map(|cell| cell.fold).collect();
+    let given = Cells { evidence: &evidence, level: &level, kind: &[0; 32], group: &group, levels: 2 };
+    let learn = LearnSettings { steps: 12, batch: 8, check_every: 4, warmup: 2, ..LearnSettings::default() };
+    let wanted = JudgeSettings { views, flips: 2, learn, ..JudgeSettings::default() };
+    let workers = Arc::new(Workers::new(2));
+    let taught =
+        judge::fit(&given, &wanted, &network, None, &workers, |_| std::ops::ControlFlow::Continue(())).unwrap();
+    let (probability, defective): (Vec<f32>, Vec<bool>) =
+        taught.calibration.iter().map(|(cell, opinion)| (opinion.at_least(1), level[*cell] == 1)).unzip();
+    let point = OperatingPoint::choose(Grading::AnyDefect, Cost::Even, 1e6, &probability, &defective).unwrap();
+    let training = Training {
+        software: "test".into(),
+        created: 0,
+        data: "synthetic".into(),
+        list: [0; 32],
+        cells: vec![16, 16],
+        skipped: 0,
+        step: taught.best_step,
+    };
+    let path = folder.join("judged.cgm");
+    model.write_judged(&path, Some((&taught.judge, point, training))).unwrap();
     path
 }
