@@ -168,7 +168,7 @@ fn synthetic(args: &Args, out: &Path, interrupted: &AtomicBool) -> anyhow::Resul
     let config = SynthConfig { selection: Selection::Only(Class::A), ..SynthConfig::default() };
     let generator = Generator::new(config, SEED)?;
     let folder = out.join("good");
-    data_set(&generator, args.cells, false, args.engine.threads(), &folder, interrupted)?;
+    data_set(&generator, 0..args.cells, false, args.engine.threads(), &folder, interrupted)?;
     check(interrupted)?;
     let good = crate::eval::dataset::Dataset::open(&folder)?;
     let bar = shared::bar(0, "drawing");

@@ -29,9 +29,14 @@ pub struct Args {
     #[arg(short, long, value_name = "DIR", required_unless_present = "preview")]
     out: Option<PathBuf>,
 
-    /// Cells to draw: numbers 0 to N − 1 [default: 100, or 12 in a preview].
+    /// Cells to draw [default: 100, or 12 in a preview].
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     count: Option<u64>,
+
+    /// Number of the first cell: other numbers are other cells of the same line.
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "preview",
+        value_parser = clap::value_parser!(u64).range(..=1_000_000_000))]
+    first: u64,
 
     /// Which line: another seed gives other cells, another line signature and another camera.
     #[arg(long, default_value_t = 0)]
@@ -149,7 +154,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         (None, Some(dir)) => {
             let threads = shared::threads(args.threads);
             let interrupted = shared::interrupt()?;
-            write::data_set(&generator, args.count.unwrap_or(100), !args.no_masks, threads, dir, &interrupted)
+            let numbers = args.first..args.first + args.count.unwrap_or(100);
+            write::data_set(&generator, numbers, !args.no_masks, threads, dir, &interrupted)
         }
         (None, None) => anyhow::bail!("where to? give -o DIR or --preview FILE.png"),
     }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Cursor, Write as _};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,29 +22,32 @@ struct Settings {
     /// Version of the drawing: another one would draw other cells.
     drawing: u32,
     seed: u64,
+    #[serde(default)]
+    first: u64,
     count: u64,
     masks: bool,
     config: SynthConfig,
 }
 
-/// Writes cells 0 to `count` − 1 and their labels into `dir`, or those of them that are missing there. Every thread stops
+/// Writes the cells of these numbers and their labels into `dir`, or those of them that are missing there. Every thread stops
 /// after its cell once `interrupted` is set.
 pub(in crate::cli) fn data_set(
     generator: &Generator,
-    count: u64,
+    numbers: Range<u64>,
     masks: bool,
     threads: usize,
     dir: &Path,
     interrupted: &AtomicBool,
 ) -> anyhow::Result<()> {
-    let settings =
-        Settings { drawing: synth::DRAWING, seed: generator.seed(), count, masks, config: generator.config().clone() };
+    let (first, count) = (numbers.start, numbers.end - numbers.start);
+    let (drawing, seed, config) = (synth::DRAWING, generator.seed(), generator.config().clone());
+    let settings = Settings { drawing, seed, first, count, masks, config };
     let folder = if masks { dir.join("masks") } else { dir.to_owned() };
     fs::create_dir_all(folder).with_context(|| format!("making the folder {}", dir.display()))?;
     agree(&settings, dir)?;
 
     let bar = shared::bar(count, "drawing");
-    let (next, failed) = (AtomicU64::new(0), Mutex::new(None));
+    let (next, failed) = (AtomicU64::new(first), Mutex::new(None));
     let (made, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let mut labels: Vec<(u64, String)> = Vec::new();
     std::thread::scope(|scope| {
@@ -51,7 +55,7 @@ pub(in crate::cli) fn data_set(
             let (mut cell, mut png, mut labels) = (SynthCell::default(), Vec::new(), Vec::new());
             while !stop.load(Ordering::Relaxed) && !interrupted.load(Ordering::Relaxed) {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= count {
+                if index >= numbers.end {
                     break;
                 }
                 match one(generator, index, masks, dir, &mut cell, &mut png) {
@@ -222,14 +226,14 @@ mod tests {
     #[test]
     fn a_data_set_goes_on_where_it_stopped_and_ends_the_same() {
         let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        data_set(&generator(1), 12, true, 2, whole.path(), &GO).unwrap();
-        data_set(&generator(1), 5, true, 1, parts.path(), &GO).unwrap();
+        data_set(&generator(1), 0..12, true, 2, whole.path(), &GO).unwrap();
+        data_set(&generator(1), 0..5, true, 1, parts.path(), &GO).unwrap();
         // As after a power cut: one file short, one gone.
         let short = parts.path().join("B000001.png");
         let bytes = fs::read(&short).unwrap();
         fs::write(&short, &bytes[..bytes.len() - 20]).unwrap();
         fs::remove_file(parts.path().join("masks/C000002.png")).unwrap();
-        data_set(&generator(1), 12, true, 3, parts.path(), &GO).unwrap();
+        data_set(&generator(1), 0..12, true, 3, parts.path(), &GO).unwrap();
         let (whole, parts) = (tree(whole.path()), tree(parts.path()));
         assert_eq!(whole.len(), 12 + 8 + 2, "images, masks of B and C, labels and settings");
         assert_eq!(whole, parts);
@@ -241,7 +245,7 @@ mod tests {
         let config =
             SynthConfig { size: 96, white: 65535, selection: Selection::Only(Class::C), ..SynthConfig::default() };
         let generator = Generator::new(config, 4).unwrap();
-        data_set(&generator, 2, true, 1, dir.path(), &GO).unwrap();
+        data_set(&generator, 0..2, true, 1, dir.path(), &GO).unwrap();
         let cell = generator.cell(1);
         let image = image::open(dir.path().join("C000001.png")).unwrap();
         assert_eq!(image.as_luma16().unwrap().as_raw(), cell.frame.pixels());
@@ -257,24 +261,24 @@ mod tests {
     #[test]
     fn a_folder_of_other_settings_is_refused_by_the_setting() {
         let dir = tempfile::tempdir().unwrap();
-        data_set(&generator(1), 3, true, 1, dir.path(), &GO).unwrap();
+        data_set(&generator(1), 0..3, true, 1, dir.path(), &GO).unwrap();
         let before = tree(dir.path());
-        let seed = data_set(&generator(2), 3, true, 1, dir.path(), &GO).unwrap_err().to_string();
+        let seed = data_set(&generator(2), 0..3, true, 1, dir.path(), &GO).unwrap_err().to_string();
         assert!(seed.contains("seed = 1, not 2"), "{seed}");
-        let masks = data_set(&generator(1), 3, false, 1, dir.path(), &GO).unwrap_err().to_string();
+        let masks = data_set(&generator(1), 0..3, false, 1, dir.path(), &GO).unwrap_err().to_string();
         assert!(masks.contains("masks = true, not false"), "{masks}");
-        let fewer = data_set(&generator(1), 2, true, 1, dir.path(), &GO).unwrap_err().to_string();
+        let fewer = data_set(&generator(1), 0..2, true, 1, dir.path(), &GO).unwrap_err().to_string();
         assert!(fewer.contains("begun with 3 cells"), "{fewer}");
         assert_eq!(tree(dir.path()), before);
         fs::write(dir.path().join("synth.json"), "{}").unwrap();
-        let other = format!("{:#}", data_set(&generator(1), 3, true, 1, dir.path(), &GO).unwrap_err());
+        let other = format!("{:#}", data_set(&generator(1), 0..3, true, 1, dir.path(), &GO).unwrap_err());
         assert!(other.contains("isn't a description of synthetic cells"), "{other}");
     }
 
     #[test]
     fn an_interruption_is_heeded_and_labels_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let error = data_set(&generator(1), 50, true, 2, dir.path(), &AtomicBool::new(true)).unwrap_err().to_string();
+        let error = data_set(&generator(1), 0..50, true, 2, dir.path(), &AtomicBool::new(true)).unwrap_err().to_string();
         assert!(error.contains("interrupted after 0 of 50 cells") && error.contains("again"), "{error}");
         assert!(!dir.path().join("labels.csv").exists());
     }
@@ -282,7 +286,7 @@ mod tests {
     #[test]
     fn without_masks_none_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        data_set(&generator(1), 3, false, 1, dir.path(), &GO).unwrap();
+        data_set(&generator(1), 0..3, false, 1, dir.path(), &GO).unwrap();
         assert!(!dir.path().join("masks").exists());
         let labels = fs::read_to_string(dir.path().join("labels.csv")).unwrap();
         assert!(labels.lines().skip(1).all(|line| line.ends_with(',')), "{labels}");
@@ -293,7 +297,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "").unwrap();
-        let error = format!("{:#}", data_set(&generator(1), 1, true, 1, &file, &GO).unwrap_err());
+        let error = format!("{:#}", data_set(&generator(1), 0..1, true, 1, &file, &GO).unwrap_err());
         assert!(error.contains("making the folder") && error.contains("file"), "{error}");
     }
 }
