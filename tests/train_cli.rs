@@ -116,6 +116,9 @@ fn a_checkpoint_of_the_same_training_is_gone_on_with_and_any_other_refused() {
     assert!(out.exists() && !checkpoint.exists(), "a finished training leaves no checkpoint");
 }
 
+/// A change of a line of labels.csv, by its number.
+type Change = dyn Fn(usize, &str) -> String;
+
 /// The labelled cells with another labels.csv.
 fn relabelled(folder: &Path, change: impl Fn(usize, &str) -> String) -> PathBuf {
     let cells = folder.join("cells");
@@ -143,7 +146,7 @@ fn what_cannot_be_trained_on_is_refused_with_the_reason() {
     };
     let no_file = |at: usize, row: &str| if at == 7 { "nowhere.png,A".to_string() } else { row.to_string() };
     let no_class = |at: usize, row: &str| if at == 7 { "x.png,D".to_string() } else { row.to_string() };
-    let cases: [(&dyn Fn(usize, &str) -> String, &str); 3] =
+    let cases: [(&Change, &str); 3] =
         [(&one_class, "0 labelled cells of class B"), (&no_file, "nowhere.png"), (&no_class, "line 8")];
     for (change, why) in cases {
         let dir = tempfile::tempdir().unwrap();

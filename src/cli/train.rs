@@ -22,7 +22,7 @@ use crate::model::{Model, Training};
 use crate::pipeline::crossval::{FoldCell, images_held_out};
 use crate::pipeline::fitting::Cell;
 use crate::pipeline::teaching::{By, gather};
-use crate::verdict::{Class, Cost, Grading, OperatingPoint};
+use crate::verdict::{Cost, Grading, OperatingPoint};
 use crate::workers::Workers;
 
 /// Train the classifier of a model on labelled cells: it tells classes apart by the heatmap, where the score alone only
@@ -175,7 +175,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let taught = judge::fit(&cells, &wanted, &network, resume, &workers, |event| {
         let stop = shared::go_on(&interrupted).is_break();
         let outcome = match event {
-            Event::Kernel => Ok(bar.set_message("kernel")),
+            Event::Kernel => {
+                bar.set_message("kernel");
+                Ok(())
+            }
             Event::Step(record, course) => {
                 bar.set_position(record.step);
                 log.write(record).and_then(|()| match &args.checkpoint {
@@ -239,7 +242,7 @@ impl Labelled {
             eprintln!("{}: {left_out} of {} images have no label and are left out", dataset.name, dataset.items.len());
         }
         let level: Vec<usize> =
-            items.iter().filter_map(|item| item.label.as_ref()).map(|label| grading.level(class(label))).collect();
+            items.iter().filter_map(|item| item.label.as_ref()).map(|label| grading.level(label.class())).collect();
         for (at, name) in grading.names().iter().enumerate() {
             let count = level.iter().filter(|&&l| l == at).count();
             if count < FEWEST {
@@ -264,16 +267,6 @@ impl Labelled {
         });
         let cells = cells.collect();
         Ok(Self { cells, level, list: *hasher.finalize().as_bytes() })
-    }
-}
-
-/// The production class of a label.
-fn class(label: &Label) -> Class {
-    match *label {
-        Label::Class(class) => class,
-        Label::Probability(p) if p == 0.0 => Class::A,
-        Label::Probability(p) if p < 0.5 => Class::B,
-        Label::Probability(_) => Class::C,
     }
 }
 

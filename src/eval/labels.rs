@@ -31,6 +31,26 @@ impl Label {
         }
     }
 
+    /// How grave it is: 0, 1, 2 for classes A, B, C; 0 for p = 0, 1 below 1/2, 2 below 1, 3 for p = 1.
+    #[must_use]
+    pub fn severity(&self) -> usize {
+        match *self {
+            Self::Class(class) => class as usize,
+            Self::Probability(p) => usize::from(p > 0.0) + usize::from(p >= 0.5) + usize::from(p >= 1.0),
+        }
+    }
+
+    /// The production class that it stands for: a probability of 0 is A, one below 1/2 is B, any other is C.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match (*self, self.severity()) {
+            (Self::Class(class), _) => class,
+            (_, 0) => Class::A,
+            (_, 1) => Class::B,
+            _ => Class::C,
+        }
+    }
+
     /// Reads `A`, `B`, `C` or a number in [0, 1].
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
@@ -411,6 +431,16 @@ mod tests {
         assert!(message("file,label\n\"a\"b.png,A\n").contains("after a closing quote"));
         let error = parse(b"file,label\na.png,A\n\xff.png,B\n", Path::new("labels.csv")).unwrap_err();
         assert!(matches!(error, LabelsError::NotUtf8 { line: 3, .. }), "{error}");
+    }
+
+    #[test]
+    fn labels_stand_for_classes_and_severities() {
+        let of = |p: f32| (Label::Probability(p).severity(), Label::Probability(p).class());
+        let (third, two) = (1.0 / 3.0, 2.0 / 3.0);
+        assert_eq!([of(0.0), of(third)], [(0, Class::A), (1, Class::B)]);
+        assert_eq!([of(0.5), of(two), of(1.0)], [(2, Class::C), (2, Class::C), (3, Class::C)]);
+        assert_eq!([Class::A, Class::B, Class::C].map(|c| Label::Class(c).severity()), [0, 1, 2]);
+        assert_eq!(Label::Class(Class::B).class(), Class::B);
     }
 
     #[test]

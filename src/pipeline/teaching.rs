@@ -22,6 +22,9 @@ pub enum By<'a> {
     Model(&'a Statistics<'a>),
 }
 
+/// A cell's scores and what the classifier sees of it, or why it cannot be judged.
+pub type Seen = Result<(Scores, Evidence), Invalid>;
+
 /// Measures cells and gathers what the classifier sees of each, by `views` views; a cell that cannot be judged says why.
 ///
 /// # Errors
@@ -34,7 +37,7 @@ pub fn gather(
     by: By<'_>,
     views: usize,
     tick: &Tick<'_>,
-) -> Result<Vec<Result<(Scores, Evidence), Invalid>>, FitError> {
+) -> Result<Vec<Seen>, FitError> {
     let seen: Outcomes<Result<Evidence, Invalid>> = Outcomes::new(cells.len());
     let look = |index: usize, scorer: &mut Scorer| {
         let (size, grid, k) = (settings.size as usize, settings.grid as usize, settings.k as usize);

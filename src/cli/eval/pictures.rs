@@ -24,8 +24,17 @@ const EXAMPLES: usize = 3;
 pub struct Chosen {
     /// Indices, and the heading of their level.
     examples: Vec<(usize, String)>,
-    /// Defective, rejected; how many, of how many, and those shown with their log-odds.
-    quadrants: Vec<(bool, bool, usize, usize, Vec<(usize, f32)>)>,
+    quadrants: Vec<Members>,
+}
+
+/// A quadrant of the confusion matrix.
+struct Members {
+    defective: bool,
+    rejected: bool,
+    cells: usize,
+    of: usize,
+    /// Indices and log-odds.
+    shown: Vec<(usize, f32)>,
 }
 
 /// What the page shows.
@@ -52,7 +61,7 @@ pub fn choose(judged: &Judged<'_>, found: &Found) -> Chosen {
         members.sort_by(|&a, &b| decisions[b].abs().total_cmp(&decisions[a].abs()).then(a.cmp(&b)));
         let step = if defective == rejected { (members.len() / TILES).max(1) } else { 1 };
         let shown = members.iter().step_by(step).take(TILES).map(|&i| (i, decisions[i])).collect();
-        quadrants.push((defective, rejected, count, asked.len(), shown));
+        quadrants.push(Members { defective, rejected, cells: count, of: asked.len(), shown });
     }
     let mut of_level: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     (0..items.len()).filter(|&i| decisions[i].is_finite()).for_each(|i| {
@@ -70,7 +79,7 @@ pub fn choose(judged: &Judged<'_>, found: &Found) -> Chosen {
 impl Chosen {
     /// Reads the images again and draws the heatmaps of their own folds on them.
     pub fn draw(self, measured: &mut Measured, seen: &Seen, task: &Task<'_>) -> anyhow::Result<Drawn> {
-        let tiles = self.quadrants.iter().flat_map(|(.., shown)| shown.iter().map(|&(index, _)| index));
+        let tiles = self.quadrants.iter().flat_map(|quadrant| quadrant.shown.iter().map(|&(index, _)| index));
         let mut wanted: Vec<usize> = self.examples.iter().map(|&(index, _)| index).chain(tiles).collect();
         wanted.sort_unstable();
         wanted.dedup();
@@ -107,7 +116,7 @@ impl Chosen {
             Some(Example { level, label: label(index), id: id(index), pictures: pictures.get(&index)?.clone() })
         });
         let examples = examples.collect();
-        let quadrants = self.quadrants.into_iter().map(|(defective, rejected, cells, of, shown)| {
+        let quadrants = self.quadrants.into_iter().map(|Members { defective, rejected, cells, of, shown }| {
             let tile = |(index, odds): (usize, f32)| {
                 let overlay = pictures.get(&index)?.overlay.clone();
                 Some(Tile { id: id(index), label: label(index), probability: sigmoid(odds), overlay })

@@ -25,17 +25,6 @@ use crate::simd::Isa;
 use crate::verdict::Class;
 use crate::workers::Workers;
 
-/// How severe a label is, from 0; at most four levels.
-fn severity(label: &Label) -> usize {
-    match *label {
-        Label::Class(class) => class as usize,
-        Label::Probability(p) if p == 0.0 => 0,
-        Label::Probability(p) if p < 0.5 => 1,
-        Label::Probability(p) if p < 1.0 => 2,
-        Label::Probability(_) => 3,
-    }
-}
-
 /// What was seen of the cells: of each once its image and features, by each number of views; in each fold its heatmap.
 pub(super) struct Seen {
     /// For each number of views, for each cell.
@@ -60,7 +49,7 @@ pub fn evaluate(args: &Args, task: &Task<'_>) -> anyhow::Result<Outcome> {
     let started = Instant::now();
     let Task { dataset, folds, questions, settings, interrupted, .. } = *task;
     let wanted = args.judging.settings()?;
-    let labels: Vec<usize> = dataset.items.iter().filter_map(|item| item.label.as_ref()).map(severity).collect();
+    let labels: Vec<usize> = dataset.items.iter().filter_map(|item| item.label.as_ref()).map(Label::severity).collect();
     let mut levels = labels.clone();
     levels.sort_unstable();
     levels.dedup();

@@ -278,7 +278,8 @@ mod tests {
     #[test]
     fn an_interruption_is_heeded_and_labels_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let error = data_set(&generator(1), 0..50, true, 2, dir.path(), &AtomicBool::new(true)).unwrap_err().to_string();
+        let error =
+            data_set(&generator(1), 0..50, true, 2, dir.path(), &AtomicBool::new(true)).unwrap_err().to_string();
         assert!(error.contains("interrupted after 0 of 50 cells") && error.contains("again"), "{error}");
         assert!(!dir.path().join("labels.csv").exists());
     }
