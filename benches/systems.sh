@@ -7,17 +7,17 @@ cd "$(dirname "$0")/.."
 
 out=${1:-target/systems}
 shift || true
-methods=${METHODS:-threshold svd k-means autoencoder-amplitude autoencoder-otsu resnet50 vgg11 resnext101}
+read -ra methods <<<"${METHODS:-threshold svd k-means autoencoder-amplitude autoencoder-otsu resnet50 vgg11 resnext101}"
 mkdir -p "$out"
 cargo build --release --locked --bin cellgate
-for method in $methods; do
+for method in "${methods[@]}"; do
     [ -s "$out/$method.json" ] && continue
     options=("$@")
     [ "$method" = threshold ] && options=()
     target/release/cellgate eval --data elpv --method "$method" --json ${options[@]+"${options[@]}"} >"$out/$method.part"
     mv "$out/$method.part" "$out/$method.json"
 done
-python3 - "$out" $methods <<'PY'
+python3 - "$out" "${methods[@]}" <<'PY'
 import json, pathlib, sys
 
 questions = [("any_doubt", "p > 0"), ("likely", "p ≥ 2/3"), ("certain", "p = 1 against 0")]
