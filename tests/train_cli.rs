@@ -43,7 +43,7 @@ const SHORT: [&str; 6] = ["--steps", "40", "--batch", "8", "--flips", "1"];
 
 fn train(out: &Path, more: &[&str]) -> Output {
     let (model, cells) = (fitted().join("m.cgm"), fitted().join("cells"));
-    cellgate(&[&["train", text(&model), text(&cells), "-o", text(out)], more].concat())
+    cellgate(&[&["train", text(&model), text(&cells), "-o", text(out), "--unseen"], more].concat())
 }
 
 fn verdicts(model: &Path, cells: &Path) -> Vec<serde_json::Value> {
@@ -157,6 +157,13 @@ fn what_cannot_be_trained_on_is_refused_with_the_reason() {
         assert!(!out.exists());
     }
 
+    // Fifteen other good cells say too little beside the model's own.
+    let (model, cells) = (fitted().join("m.cgm"), fitted().join("cells"));
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out.cgm");
+    let refused = cellgate(&["train", text(&model), text(&cells), "-o", text(&out)]);
+    assert!(!refused.status.success() && said(&refused).contains("--unseen"), "{}", said(&refused));
+
     // Images that cannot be read are skipped and named; too many of them end it.
     let dir = tempfile::tempdir().unwrap();
     let cells = relabelled(dir.path(), |_, row| row.to_string());
@@ -165,14 +172,13 @@ fn what_cannot_be_trained_on_is_refused_with_the_reason() {
     images.sort();
     std::fs::write(&images[3], b"\x89PNG\r\n\x1a\nno more").unwrap();
     let out = dir.path().join("out.cgm");
-    let arguments =
-        ["train", text(&fitted().join("m.cgm")), text(&cells), "-o", text(&out), "--judge", "kernel"].map(String::from);
-    let run = || cellgate(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let model = fitted().join("m.cgm");
+    let run = || cellgate(&["train", text(&model), text(&cells), "-o", text(&out), "--judge", "kernel", "--unseen"]);
     let trained = run();
     assert!(trained.status.success() && said(&trained).contains("skipping"), "{}", said(&trained));
     std::fs::remove_file(&out).unwrap();
     images.iter().take(12).for_each(|path| std::fs::write(path, b"no image").unwrap());
     let refused = run();
-    assert!(!refused.status.success() && said(&refused).contains("could not be used"), "{}", said(&refused));
+    assert!(!refused.status.success() && said(&refused).contains("cannot be judged"), "{}", said(&refused));
     assert!(!out.exists());
 }

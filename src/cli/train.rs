@@ -65,7 +65,8 @@ pub struct Args {
     #[arg(long, value_name = "SHARE")]
     max_overkill: Option<f64>,
 
-    /// Measure the labelled cells by the model's own statistics: right only if the model was fitted to other cells.
+    /// Measure the labelled cells by the model's own statistics: right if the model was fitted to other cells, or to so many
+    /// that one of them hardly moves its statistics.
     #[arg(long)]
     unseen: bool,
 
@@ -74,7 +75,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
 
-    /// Write one JSON object a step: step, lr, loss, accuracy, and now and then validation loss, accuracy and F1.
+    /// Write one JSON object a step: step, lr, loss, accuracy, and now and then validation loss, accuracy and F1. Of a step
+    /// that was made again after a hard stop the later line counts.
     #[arg(long, value_name = "FILE.jsonl")]
     metrics: Option<PathBuf>,
 
@@ -126,6 +128,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let (dataset, _) = shared::open_data(&args.data, args.data_dir.as_deref())?;
     let labelled = Labelled::of(&dataset, args.classes)?;
 
+    let (others, fitted) = (labelled.good_of_others(), header.provenance.cells);
+    if !args.unseen && others < fitted / 2 {
+        bail!(
+            "the model was fitted to {fitted} good cells, a labelled cell would be measured by {others} others: its heatmap \
+             would be unlike those at the station; give --unseen, since one cell among {fitted} hardly moves their statistics"
+        );
+    }
     let mut fitter = args.engine.fitter(&network, settings)?;
     let total = if args.unseen { labelled.cells.len() as u64 } else { images_held_out(&labelled.cells, settings) };
     let bar = shared::bar(total, "measuring");
@@ -235,6 +244,12 @@ struct Labelled {
 }
 
 impl Labelled {
+    /// Good cells outside a fold, at the least.
+    fn good_of_others(&self) -> u64 {
+        let good = |fold: usize| self.cells.iter().filter(|cell| cell.good && cell.fold != fold).count() as u64;
+        (0..FOLDS).map(good).min().unwrap_or(0)
+    }
+
     fn of(dataset: &Dataset, grading: Grading) -> anyhow::Result<Self> {
         let items: Vec<_> = dataset.items.iter().filter(|item| item.label.is_some()).cloned().collect();
         let left_out = dataset.items.len() - items.len();
