@@ -76,7 +76,7 @@ fn cells_get_their_verdicts_in_order_with_all_fields() {
     let ids: Vec<&str> = cells.iter().map(|cell| cell["id"].as_str().unwrap()).collect();
     assert_eq!(ids, ["crack.png", "good.png", "spot.png"]);
     for cell in &cells {
-        assert_eq!(cell.as_object().unwrap().len(), 17);
+        assert_eq!(cell.as_object().unwrap().len(), 20);
         assert!(cell["score"].is_f64() && cell["top"].is_f64() && cell["model"].as_str().unwrap().len() == 64);
         assert!(cell["total_us"].as_u64().unwrap() >= cell["backbone_us"].as_u64().unwrap());
         assert!(cell["reason"].is_null() && cell["detail"].is_null());
