@@ -145,7 +145,7 @@ fn course((fold, taught): (usize, &Taught)) -> CourseCurve {
 }
 
 fn look(scorer: &mut Scorer, witness: &mut Witness, views: usize) -> Option<()> {
-    // More views were seen before fewer: the pyramid is that of another view then.
+    // The views counted before this have left another view's features in the pyramid.
     if views > 1 {
         scorer.project().ok()?;
     }
