@@ -24,8 +24,11 @@
 
 pub mod backbone;
 pub mod baseline;
+pub mod camera;
 pub mod classifier;
 pub mod cli;
+pub mod clock;
+pub mod display;
 pub mod embedding;
 pub mod eval;
 pub mod frame;
@@ -33,10 +36,13 @@ pub mod gaussian;
 pub mod heatmap;
 mod hidden;
 pub mod model;
+pub mod operations;
+pub mod outbox;
 pub mod pipeline;
 pub mod preprocess;
 pub mod sampling;
 pub mod simd;
+pub mod station;
 pub mod synth;
 pub mod verdict;
 pub mod whole_file;

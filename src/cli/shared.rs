@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::backbone::cpu::{CpuBackbone, Options};
 use crate::backbone::weights::Loaded;
 use crate::backbone::{ResNet18, depth};
+use crate::clock;
 use crate::embedding::{Mixing, Stages};
 use crate::eval::dataset::{Dataset, LABELS_FILE};
 use crate::eval::elpv;
@@ -324,16 +325,8 @@ pub fn now() -> u64 {
 
 /// A time as RFC 3339 in UTC.
 pub fn rfc3339(seconds: u64) -> String {
-    let (days, rest) = ((seconds / 86_400) as i64, seconds % 86_400);
-    // Civil date from days since 1970 (Hinnant's algorithm).
-    let z = days + 719_468;
-    let era = z.div_euclid(146_097);
-    let day_of_era = z.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let m = (5 * day_of_year + 2) / 153;
-    let (day, month) = (day_of_year - (153 * m + 2) / 5 + 1, if m < 10 { m + 3 } else { m - 9 });
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = clock::civil(days);
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
 }
 

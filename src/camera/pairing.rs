@@ -1,0 +1,1 @@
+//! Which frame shows which cell.

@@ -1,0 +1,1 @@
+//! What keeps the appliance running and tells how it does.

@@ -1,0 +1,3 @@
+//! The appliance: from camera and trigger to a durable verdict, in fixed memory and in time.
+
+pub mod status;
