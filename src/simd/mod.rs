@@ -83,6 +83,12 @@ pub trait Simd: Copy + 'static {
         let _ = p;
     }
 
+    /// The same for a line that is needed later: into the second cache level.
+    #[inline(always)]
+    unsafe fn prefetch_far<T>(p: *const T) {
+        let _ = p;
+    }
+
     /// Whether products with packed halves are made in halves, by [`Simd::multiply_halves`].
     const HALVES: bool = false;
 

@@ -66,6 +66,10 @@ impl Simd for Neon {
         unsafe { std::arch::asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly)) }
     }
     #[inline(always)]
+    unsafe fn prefetch_far<T>(p: *const T) {
+        unsafe { std::arch::asm!("prfm pldl2keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly)) }
+    }
+    #[inline(always)]
     unsafe fn keep_from(v: float32x4_t, lane: usize) -> float32x4_t {
         debug_assert!(lane <= 4);
         unsafe { vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), vld1q_u32(KEEP.as_ptr().add(4 - lane)))) }

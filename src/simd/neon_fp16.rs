@@ -86,6 +86,10 @@ impl Simd for NeonFp16 {
         unsafe { Neon::prefetch(p) }
     }
     #[inline(always)]
+    unsafe fn prefetch_far<T>(p: *const T) {
+        unsafe { Neon::prefetch_far(p) }
+    }
+    #[inline(always)]
     unsafe fn keep_from(v: float32x4_t, lane: usize) -> float32x4_t {
         unsafe { Neon::keep_from(v, lane) }
     }

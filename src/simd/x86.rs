@@ -89,6 +89,10 @@ impl Simd for Avx2 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
+    unsafe fn prefetch_far<T>(p: *const T) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn keep_from(v: __m256, lane: usize) -> __m256 {
         debug_assert!(lane <= 8);
         unsafe { _mm256_and_ps(v, _mm256_loadu_ps(KEEP.as_ptr().add(8 - lane).cast())) }
@@ -174,6 +178,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn prefetch<T>(p: *const T) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch_far<T>(p: *const T) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
     #[inline(always)]
     unsafe fn keep_from(v: __m512, lane: usize) -> __m512 {

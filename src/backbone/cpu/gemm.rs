@@ -14,7 +14,7 @@ use half::f16;
 
 use crate::simd::{Isa, Kernel, Simd};
 
-use super::memory::Aligned;
+use super::memory::{Aligned, LINE};
 
 /// Rows of the largest micro-kernel: 6 × 4 accumulators + 4 + 1 of 32 registers, or 6 × 2 + 2 + 1 of 16.
 pub(super) const MAX_ROWS: usize = 6;
@@ -162,7 +162,8 @@ impl Kernel for Gemm<'_> {
                 // SAFETY: `gemm` has checked the lengths of `a` and `c`, and every panel is `rows` × `panel` floats.
                 unsafe {
                     let (c, scale) = (c.add(panel * b.panel), None);
-                    let strip = GemmRows { a, lda, depth: b.rows, b: b.panel_ptr(panel), scale, c, ldc };
+                    let (depth, b) = (b.rows, b.panel_ptr(panel));
+                    let strip = GemmRows { a, lda, depth, b, scale, c, ldc, fetch_next: None };
                     in_row_groups::<S, _>(&strip, start..rows.min(start + STRIP));
                 }
             }
@@ -184,6 +185,46 @@ pub(super) struct GemmRows<T> {
     /// Row `i` of the result starts at `c + i·ldc`.
     pub(super) c: *mut f32,
     pub(super) ldc: usize,
+    /// How many rows there are in all, if the panel behind this one is to be fetched meanwhile: each row its share.
+    pub(super) fetch_next: Option<usize>,
+}
+
+/// Bytes of a cache line.
+const LINE_BYTES: usize = LINE * size_of::<f32>();
+/// Steps of an inner product between two fetches for the next panel: few enough that these don't come in bursts.
+const FETCH_EVERY: usize = 4;
+
+impl<T: Number> GemmRows<T> {
+    /// [`accumulate`] for M of `count` rows from `first` on, fetching their share of the next panel.
+    ///
+    /// # Safety
+    /// As for [`accumulate`].
+    #[inline(always)]
+    unsafe fn accumulate_and_fetch<S: Simd, const M: usize, const N: usize>(
+        &self,
+        sums: &mut [[S::V; N]; M],
+        a: &[*const f32; M],
+        first: usize,
+        count: usize,
+    ) {
+        let row = N * S::LANES;
+        let lines = self.depth * row * size_of::<T>() / LINE_BYTES;
+        let next = self.b.wrapping_add(self.depth * row).cast::<u8>();
+        let (mut line, end) = (lines * first / count, lines * (first + M) / count);
+        let each = (end - line).div_ceil(self.depth.div_ceil(FETCH_EVERY));
+        for k in (0..self.depth).step_by(FETCH_EVERY) {
+            let length = FETCH_EVERY.min(self.depth - k);
+            // SAFETY: as the caller promised; a prefetch may name any address.
+            unsafe {
+                for _ in 0..each {
+                    S::prefetch_far(next.wrapping_add(line * LINE_BYTES));
+                    line += 1;
+                }
+                let from: [*const f32; M] = std::array::from_fn(|m| a[m].wrapping_add(k));
+                accumulate_steps::<S, T, M, N>(sums, &from, 1, length, self.b.wrapping_add(k * row), row);
+            }
+        }
+    }
 }
 
 impl<T: Number> RowKernel for GemmRows<T> {
@@ -195,7 +236,12 @@ impl<T: Number> RowKernel for GemmRows<T> {
         unsafe {
             let a: [*const f32; M] = std::array::from_fn(|m| self.a.wrapping_add((first + m) * self.lda));
             let mut sums = [[S::splat(0.0); N]; M];
-            accumulate::<S, T, M, N>(&mut sums, &a, &[0], self.depth, self.b);
+            match self.fetch_next {
+                Some(count) if !(S::HALVES && T::HALF) => {
+                    self.accumulate_and_fetch::<S, M, N>(&mut sums, &a, first, count);
+                }
+                _ => accumulate::<S, T, M, N>(&mut sums, &a, &[0], self.depth, self.b),
+            }
             if let Some(scale) = self.scale {
                 let scale: [S::V; N] = std::array::from_fn(|n| S::load(scale.add(n * S::LANES)));
                 for row in &mut sums {
@@ -363,7 +409,7 @@ mod tests {
                 unsafe {
                     let c = c.as_mut_ptr().add(panel * b.panel());
                     let (lda, ldc) = (depth, b.padded_columns());
-                    let kernel = GemmRows { a: a.as_ptr(), lda, depth, b: b.panel_ptr(panel), scale: None, c, ldc };
+                    let kernel = GemmRows { a: a.as_ptr(), lda, depth, b: b.panel_ptr(panel), scale: None, c, ldc, fetch_next: None };
                     in_row_groups::<S, _>(&kernel, 0..rows);
                 }
             }

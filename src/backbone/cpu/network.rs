@@ -238,9 +238,9 @@ enum Choice {
 impl Choice {
     /// One multiply-add for each output channel and tile or pixel.
     const MULTIPLY: usize = 5;
-    /// Fetching a byte of weights, between what was measured from memory and from the last cache of a Zen 4 server:
-    /// 37 GB/s against 59 G multiply-adds a second.
-    const FETCH: usize = 8;
+    /// Fetching a byte of weights, between what was measured on a Zen 4 server (37 GB/s against 59 G multiply-adds a second,
+    /// which makes 8) and on a Xeon with 2 MiB of second level (12 against 108, which makes 45).
+    const FETCH: usize = 16;
     /// Widening a 16-bit weight.
     const WIDEN: usize = 4;
 
@@ -263,8 +263,8 @@ impl Choice {
             return exact.1;
         }
         let direct = (9 * (Self::MULTIPLY * side * side + fetch(direct::fit_in_halves(conv))), Self::Direct);
-        let twos = winograd(Tile::Two, false);
-        let all = [exact, winograd(fours, true), direct, if conv.stride == 1 { twos } else { exact }];
+        let twos = if conv.stride == 1 { Tile::Two } else { Tile::ApartTwo };
+        let all = [exact, winograd(fours, true), winograd(twos, false), winograd(twos, true), direct];
         all.into_iter().min_by_key(|(cost, _)| *cost).map_or(Self::Direct, |(_, choice)| choice)
     }
 }
@@ -346,12 +346,18 @@ mod tests {
             assert_eq!(choice(2, side, exact), winograd(Tile::Apart, false), "{side}");
         }
         // A few tiles: half the bytes of weights are worth the widening.
-        for side in [8, 14, 16] {
+        for side in [14, 16] {
             assert_eq!(choice(1, side, exact), winograd(Tile::Four, true), "{side}");
-            assert_eq!(choice(2, side, exact), winograd(Tile::Apart, true), "{side}");
         }
+        assert_eq!(choice(2, 16, exact), winograd(Tile::Apart, true));
         // Fewer: tiles of 2 have fewer weights.
-        assert_eq!(choice(1, 4, exact), winograd(Tile::Two, false));
+        for side in [7, 8] {
+            assert_eq!(choice(1, side, exact), winograd(Tile::Two, true), "{side}");
+        }
+        for side in [7, 8, 14] {
+            assert_eq!(choice(2, side, exact), winograd(Tile::ApartTwo, true), "{side}");
+        }
+        assert_eq!(choice(1, 4, exact), winograd(Tile::Two, true));
         // A pixel or four: plain weights, in halves if they fit.
         assert_eq!(choice(1, 2, exact), Choice::Direct);
         assert_eq!(choice(2, 4, exact), Choice::Direct);

@@ -31,13 +31,15 @@ pub(super) enum Tile {
     Four,
     /// 4×4 for a kernel that moves by two pixels: see [`Apart`].
     Apart,
+    /// 2×2 for such a kernel: see [`ApartTwo`].
+    ApartTwo,
 }
 
 impl Tile {
     /// Output pixels.
     pub(super) const fn side(self) -> usize {
         match self {
-            Self::Two => 2,
+            Self::Two | Self::ApartTwo => 2,
             Self::Four | Self::Apart => 4,
         }
     }
@@ -48,6 +50,7 @@ impl Tile {
             Self::Two => 4 * 4,
             Self::Four => 6 * 6,
             Self::Apart => 9 * 9,
+            Self::ApartTwo => 5 * 5,
         }
     }
 
@@ -56,6 +59,7 @@ impl Tile {
         match self {
             Self::Two | Self::Four => self.points(),
             Self::Apart => 6 * 6,
+            Self::ApartTwo => 4 * 4,
         }
     }
 }
@@ -95,6 +99,7 @@ impl Winograd {
             Tile::Two => transform_weights(F2::WEIGHTS, conv),
             Tile::Four => transform_weights(F4::WEIGHTS, conv),
             Tile::Apart => transform_weights(Apart::WEIGHTS, conv),
+            Tile::ApartTwo => transform_weights(ApartTwo::WEIGHTS, conv),
         };
         let Conv { inputs, outputs, .. } = *conv;
         let points = tile.weights();
@@ -116,7 +121,7 @@ impl Winograd {
         } else {
             Weights::Single(PackedMatrix::new(isa, inputs, columns, weight))
         };
-        let many = tile != Tile::Apart && (inputs <= 64 || inputs <= 128 && panel_width::<f32>(isa) > 16);
+        let many = matches!(tile, Tile::Two | Tile::Four) && (inputs <= 64 || inputs <= 128 && panel_width::<f32>(isa) > 16);
         let block = if many { 32 } else { 16 };
         Self { weights, tile, inputs, outputs, block }
     }
@@ -132,6 +137,9 @@ impl Winograd {
             (Tile::Apart, Weights::Half(..)) => "winograd 4×4/2 fp16",
             (Tile::Apart, Weights::Single(_)) => "winograd 4×4/2",
             (Tile::Apart, Weights::Scaled(..)) => "winograd 4×4/2 16-bit",
+            (Tile::ApartTwo, Weights::Single(_)) => "winograd 2×2/2",
+            (Tile::ApartTwo, Weights::Scaled(..)) => "winograd 2×2/2 16-bit",
+            (Tile::ApartTwo, Weights::Half(..)) => "winograd 2×2/2 fp16",
         }
     }
 
@@ -210,6 +218,7 @@ impl Kernel for WinogradKernel<'_> {
                 Tile::Two => self.blocks::<S, F2, 4, 2>(),
                 Tile::Four => self.blocks::<S, F4, 6, 4>(),
                 Tile::Apart => self.blocks::<S, Apart, 9, 4>(),
+                Tile::ApartTwo => self.blocks::<S, ApartTwo, 5, 2>(),
             }
         }
     }
@@ -331,6 +340,7 @@ impl WinogradKernel<'_> {
                                 scale: scale.map(|scale| scale[index * weights.panel()..].as_ptr()),
                                 c: self.product.add(point * conv.product_point() + panel * weights.panel()),
                                 ldc: GROUP,
+                                fetch_next: Some(count),
                             };
                             in_row_groups::<S, _>(&rows, 0..count);
                         }
@@ -516,6 +526,32 @@ impl Filter<9, 4> for Apart {
                 S::add(S::fma(S::splat(8.0), m[3], difference), S::add(m[4], m[8])),
             ]
         }
+    }
+}
+
+/// The same for 2 outputs from 5 inputs: F(2, 2) takes 3 products instead of 4, which makes 5 instead of 6, or 25 instead
+/// of 36 in two dimensions, with 16 weights instead of [`Apart`]'s 36.
+struct ApartTwo;
+
+// SAFETY (whole impl): vector arithmetic only; the CPU has `S`.
+#[allow(clippy::undocumented_unsafe_blocks)]
+impl Filter<5, 2> for ApartTwo {
+    const STRIDE: usize = 2;
+    const WEIGHTS: &'static [[f64; 3]] = &[[1.0, 0.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]];
+
+    #[inline(always)]
+    fn points_of(weight: usize) -> Range<usize> {
+        if weight < 3 { weight..weight + 1 } else { 3..5 }
+    }
+
+    #[inline(always)]
+    unsafe fn input<S: Simd>(d: [S::V; 5]) -> [S::V; 5] {
+        unsafe { [S::sub(d[0], d[2]), d[2], S::sub(d[2], d[4]), d[1], d[3]] }
+    }
+
+    #[inline(always)]
+    unsafe fn output<S: Simd>(m: [S::V; 5]) -> [S::V; 2] {
+        unsafe { [S::add(S::add(m[0], m[1]), m[3]), S::add(S::sub(m[1], m[2]), m[4])] }
     }
 }
 
