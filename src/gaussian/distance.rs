@@ -154,18 +154,24 @@ impl Element for Single {
     }
 }
 
-/// Asks for as many bytes as `vectors` vectors are read from, a KiB further on: reading the embedding out between two
-/// positions makes the processor's own prefetcher lose the thread (docs/performance.md).
+/// Asks for as many bytes as `vectors` vectors are read from, a KiB further on, and 4 KiB further on for the second cache
+/// level: reading the embedding out between two positions makes the processor's own prefetcher lose the thread
+/// (docs/performance.md).
 ///
 /// # Safety
 /// The CPU must have `S`.
 #[inline(always)]
 unsafe fn ask_ahead<S: Simd, T>(column: *const T, vectors: usize) {
     const AHEAD: usize = 1024;
+    const FAR: usize = 4096;
     const LINE: usize = 64;
     for line in 0..(vectors * S::LANES * size_of::<T>()).div_ceil(LINE) {
+        let at = column.cast::<u8>().wrapping_add(line * LINE);
         // SAFETY: the caller vouches for `S`, and any address will do.
-        unsafe { S::prefetch(column.cast::<u8>().wrapping_add(AHEAD + line * LINE)) };
+        unsafe {
+            S::prefetch(at.wrapping_add(AHEAD));
+            S::prefetch_far(at.wrapping_add(FAR));
+        }
     }
 }
 
