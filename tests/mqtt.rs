@@ -12,9 +12,11 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use broker::{Broker, PATIENCE, Plc, Wire, wait_for};
-use cellgate::outbox::mqtt::{Delivery, Incoming, MqttConfig, TlsConfig, Why, inbox};
+use cellgate::outbox::mqtt::{Delivery, Incoming, MqttConfig, PayloadKind, SparkplugConfig, TlsConfig, Why, inbox};
+use cellgate::outbox::sparkplug::{Metric, Payload, Value};
 use cellgate::outbox::{Key, OutboxConfig, Store};
 use cellgate::station::status::Health;
+use prost::Message as _;
 use rumqttc::QoS;
 
 /// A station without a camera.
@@ -343,4 +345,97 @@ fn hostile_messages_stop_neither_verdicts_nor_triggers() {
     is_heard("after the long one");
     all_from(1, station.append(), &verdicts);
     assert!(station.delivery.state().connections <= connections + 3, "the retained message was not cleared");
+}
+
+fn sparkplug(port: u16, primary_host: &str) -> MqttConfig {
+    let names = SparkplugConfig { primary_host: primary_host.into(), ..SparkplugConfig::default() };
+    MqttConfig { payload: PayloadKind::Sparkplug, sparkplug: names, ..config(port) }
+}
+
+/// Type, message and number of the next Sparkplug message of the station.
+fn next_sparkplug(plc: &Plc) -> (String, Payload) {
+    let message = plc.next();
+    assert!(!message.retain, "{message:?}");
+    let kind = message.topic.split('/').nth(2).unwrap().to_owned();
+    (kind, Payload::decode(&message.payload[..]).unwrap())
+}
+
+/// The value of a metric.
+fn value_of(payload: &Payload, name: &str) -> Option<Value> {
+    payload.metrics.iter().find(|metric| metric.name.as_deref() == Some(name)).unwrap().value.clone()
+}
+
+#[test]
+fn a_sparkplug_node_is_born_again_when_asked_and_marks_what_waited() {
+    let Some(broker) = Broker::start() else { return common::skip("sparkplug", "apt: mosquitto") };
+    let host = Plc::listen(broker.port, "spBv1.0/l1/#");
+    let wire = Wire::to(broker.port);
+    wire.swallow();
+    let station = Station::start(&sparkplug(wire.port, ""));
+    station.append();
+    wait_for("the time-out", || station.delivery.health() == Health::Down);
+    wire.forward();
+    let kinds = |count: usize| (0..count).map(|_| next_sparkplug(&host)).collect::<Vec<_>>();
+    let messages = kinds(3);
+    let (birth, data) = (&messages[0].1, &messages[2].1);
+    assert_eq!(messages.iter().map(|m| m.0.as_str()).collect::<Vec<_>>(), ["NBIRTH", "DBIRTH", "DDATA"]);
+    assert_eq!(messages.iter().map(|m| m.1.seq).collect::<Vec<_>>(), [Some(0), Some(1), Some(2)]);
+    assert_eq!(value_of(data, "seq"), Some(Value::Long(1)));
+    assert!(data.metrics.iter().all(|metric| metric.is_historical == Some(true)), "it waited for the connection");
+    station.delivered();
+    station.append();
+    let (kind, fresh) = next_sparkplug(&host);
+    assert!(kind == "DDATA" && fresh.metrics.iter().all(|metric| metric.is_historical.is_none()));
+
+    let rebirth = Metric {
+        name: Some("Node Control/Rebirth".into()),
+        datatype: Some(11),
+        value: Some(Value::Boolean(true)),
+        ..Metric::default()
+    };
+    let command = Payload { timestamp: Some(1), metrics: vec![rebirth], seq: None };
+    host.say("spBv1.0/l1/NCMD/s1", command.encode_to_vec());
+    let mut messages = kinds(3);
+    messages.retain(|m| m.0 != "NCMD");
+    assert_eq!((messages[0].0.as_str(), messages[0].1.seq), ("NBIRTH", Some(0)));
+    assert_eq!(value_of(&messages[0].1, "bdSeq"), value_of(birth, "bdSeq"));
+
+    wire.cut();
+    let (kind, death) = next_sparkplug(&host);
+    assert_eq!((kind.as_str(), death.seq), ("NDEATH", None));
+    assert_eq!(value_of(&death, "bdSeq"), value_of(birth, "bdSeq"));
+    let (kind, again) = next_sparkplug(&host);
+    assert!(kind == "NBIRTH" && value_of(&again, "bdSeq") != value_of(birth, "bdSeq"));
+    assert_eq!(next_sparkplug(&host).0, "DBIRTH");
+    // A death on purpose is said, too, and the verdict before it.
+    station.append();
+    station.delivery.stop(Duration::from_secs(10));
+    let messages = kinds(2);
+    assert_eq!(messages.iter().map(|m| m.0.as_str()).collect::<Vec<_>>(), ["DDATA", "NDEATH"]);
+    assert_eq!(value_of(&messages[1].1, "bdSeq"), value_of(&again, "bdSeq"));
+}
+
+#[test]
+fn a_sparkplug_node_waits_for_its_primary_host() {
+    let Some(broker) = Broker::start() else { return common::skip("sparkplug host", "apt: mosquitto") };
+    let host = Plc::listen(broker.port, "spBv1.0/l1/#");
+    let station = Station::start(&sparkplug(broker.port, "scada"));
+    station.append();
+    wait_for("the connection", || station.delivery.health() == Health::Up);
+    assert!(host.heard.recv_timeout(Duration::from_millis(300)).is_err(), "nothing is said before the host is there");
+    let say = |online: bool| {
+        let text = format!("{{\"online\":{online},\"timestamp\":1}}");
+        host.client.publish("spBv1.0/STATE/scada", QoS::AtLeastOnce, true, text).unwrap();
+    };
+    say(true);
+    let expected = ["NBIRTH", "DBIRTH", "DDATA"];
+    assert_eq!((0..3).map(|_| next_sparkplug(&host).0).collect::<Vec<_>>(), expected);
+    station.delivered();
+    say(false);
+    assert_eq!(next_sparkplug(&host).0, "NDEATH");
+    station.append();
+    wait_for("the new connection", || station.delivery.state().connections > 1);
+    say(true);
+    assert_eq!((0..3).map(|_| next_sparkplug(&host).0).collect::<Vec<_>>(), expected);
+    station.delivered();
 }

@@ -12,10 +12,12 @@
 //! comes at least once and in order; who reads them drops what he has by its [`Key`]. [`handshake`] is the conversation
 //! with a PLC in the words of smart cameras, and [`sparkplug`] the other way to write what is published.
 
+pub mod handshake;
 mod medium;
 pub mod mqtt;
 mod shared;
 mod slot;
+pub mod sparkplug;
 mod store;
 #[cfg(test)]
 mod tests;

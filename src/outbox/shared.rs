@@ -104,6 +104,12 @@ impl Store {
         self.lock().as_ref().map_or(0, Outbox::boot)
     }
 
+    /// See [`Outbox::next_seq`]; 0 while it is not open.
+    #[must_use]
+    pub fn next_seq(&self) -> u64 {
+        self.lock().as_ref().map_or(0, Outbox::next_seq)
+    }
+
     /// Wakes the thread that delivers.
     pub(super) fn wake(&self) {
         self.0.wake.notify_one();

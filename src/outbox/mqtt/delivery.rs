@@ -191,14 +191,16 @@ pub(super) struct Memory {
     pub sent: Option<Key>,
     /// Connections in a row that a message ended which was too long.
     pub too_long: u32,
-    /// Number of the next Sparkplug session.
-    pub births: u64,
+    /// Number of the next connection, for Sparkplug.
+    pub sessions: u64,
     /// The verdict in hand.
     pub payload: Vec<u8>,
 }
 
 fn run(runtime: &tokio::runtime::Runtime, config: &MqttConfig, shared: &Shared, inbox: &Inbox) {
-    let mut memory = Memory { payload: Vec::with_capacity(crate::outbox::MAX_PAYLOAD), ..Memory::default() };
+    let payload = Vec::with_capacity(crate::outbox::MAX_PAYLOAD);
+    // Each start begins with another number, so that a late death of the last one is told from ours.
+    let mut memory = Memory { payload, sessions: shared.store.boot().into(), ..Memory::default() };
     let mut random = Moment::now().as_nanos() ^ u64::from(std::process::id()) << 32;
     let mut pause = RETRY;
     while shared.goes_on() {

@@ -7,11 +7,12 @@ use rumqttc::{
 };
 use tokio::time::{Instant, sleep_until};
 
-use super::config::MqttConfig;
+use super::config::{MqttConfig, PayloadKind};
 use super::delivery::{Memory, Say, Shared};
 use super::inbox::{Inbox, Topic};
 use super::link::{self, LinkError};
 use crate::clock::Moment;
+use crate::outbox::sparkplug::{self, Node};
 use crate::outbox::{Key, OutboxError};
 use crate::station::status::Health;
 
@@ -50,10 +51,16 @@ pub(super) struct Session<'a> {
     deaf_until: Option<Instant>,
     /// When whatever was too long is taken to be gone.
     healed_at: Option<Instant>,
+    /// With the other way to write.
+    node: Option<Node>,
+    /// Verdicts below this number waited for the connection.
+    fresh_from: u64,
 }
 
 struct Topics {
     verdict: String,
+    /// What follows a Sparkplug message, see [`Session::offer`].
+    delivered: String,
     boards: [String; 3],
     inputs: [String; 3],
 }
@@ -67,10 +74,20 @@ impl<'a> Session<'a> {
     ) -> Result<Self, LinkError> {
         let topics = Topics {
             verdict: config.topic("verdict"),
+            delivered: config.topic("delivered"),
             boards: ["status", "metrics", "handshake"].map(|word| config.topic(word)),
             inputs: Topic::ALL.map(|topic| config.topic(topic.word())),
         };
-        let will = LastWill::new(topics.boards[Say::Status as usize].as_str(), OFFLINE, QoS::AtLeastOnce, true);
+        let node = (config.payload == PayloadKind::Sparkplug).then(|| Node::new(config, memory.sessions));
+        memory.sessions += 1;
+        let status = topics.boards[Say::Status as usize].as_str();
+        let will = match &node {
+            Some(node) => {
+                let (topic, death) = node.death();
+                LastWill::new(topic, death, QoS::AtLeastOnce, false)
+            }
+            None => LastWill::new(status, OFFLINE, QoS::AtLeastOnce, true),
+        };
         let (client, mut events) = AsyncClient::new(link::options(config, will)?, REQUESTS);
         events.set_network_options(link::network(config));
         let deaf_until = (memory.too_long > 1).then(|| Instant::now() + DEAF);
@@ -86,6 +103,8 @@ impl<'a> Session<'a> {
             connected: false,
             deaf_until,
             healed_at: None,
+            node,
+            fresh_from: 0,
         })
     }
 
@@ -178,7 +197,9 @@ impl<'a> Session<'a> {
 
     /// Listens to the station's topics.
     fn subscribe(&mut self) {
-        let filters = self.topics.inputs.iter().map(|topic| SubscribeFilter::new(topic.clone(), QoS::AtLeastOnce));
+        let node = self.node.iter().flat_map(|node| [Some(node.commands()), node.state()]).flatten();
+        let topics = self.topics.inputs.iter().cloned().chain(node);
+        let filters = topics.map(|topic| SubscribeFilter::new(topic, QoS::AtLeastOnce));
         if self.client.try_subscribe_many(filters).is_err() {
             // The library's queue is full; it is not for long.
             self.deaf_until = Some(Instant::now() + Duration::from_secs(1));
@@ -188,9 +209,14 @@ impl<'a> Session<'a> {
     /// Publishes what the station wants said.
     fn say(&mut self) {
         for say in Say::ALL {
+            // An edge node's births and deaths say the same, and a connection has one will.
+            if self.node.is_some() && say == Say::Status {
+                continue;
+            }
             let mut board = self.shared.board(say);
             let topic = self.topics.boards[say as usize].as_str();
-            let retain = say != Say::Metrics;
+            // Whoever comes late must not take an old handshake for today's.
+            let retain = say == Say::Status;
             if board.changed && self.client.try_publish(topic, QoS::AtMostOnce, retain, board.text.as_bytes()).is_ok() {
                 board.changed = false;
             }
@@ -198,7 +224,13 @@ impl<'a> Session<'a> {
     }
 
     /// Sends the next verdict, if one waits; true if it did.
+    ///
+    /// Sparkplug demands QoS 0 for data, which nobody acknowledges. So a short message at QoS 1 follows on the same
+    /// connection: the broker that acknowledges it has read what came before it.
     fn offer(&mut self) -> bool {
+        if self.node.as_ref().is_some_and(|node| !node.born) {
+            return false;
+        }
         let key = loop {
             match self.shared.store.peek(&mut self.memory.payload) {
                 Ok(Some(key)) => break key,
@@ -213,8 +245,21 @@ impl<'a> Session<'a> {
                 }
             }
         };
-        let topic = self.topics.verdict.as_str();
-        if self.client.try_publish(topic, QoS::AtLeastOnce, false, self.memory.payload.as_slice()).is_err() {
+        let sent = match &mut self.node {
+            Some(node) => {
+                let (topic, data) = node.data(&self.memory.payload, key.seq < self.fresh_from);
+                let marker = format!("{{\"boot\":{},\"seq\":{}}}", key.boot, key.seq);
+                let sent = self.client.try_publish(topic, QoS::AtMostOnce, false, data);
+                sent.and_then(|()| {
+                    self.client.try_publish(self.topics.delivered.as_str(), QoS::AtLeastOnce, false, marker)
+                })
+            }
+            None => {
+                let topic = self.topics.verdict.as_str();
+                self.client.try_publish(topic, QoS::AtLeastOnce, false, self.memory.payload.as_slice())
+            }
+        };
+        if sent.is_err() {
             return false;
         }
         self.flight = Some(Flight { key: Some(key), packet: None, until: self.ack_by() });
@@ -230,8 +275,9 @@ impl<'a> Session<'a> {
     }
 
     fn farewell(&mut self) {
-        let topic = self.topics.boards[Say::Status as usize].as_str();
-        if self.client.try_publish(topic, QoS::AtLeastOnce, true, OFFLINE).is_ok() {
+        let status = || (self.topics.boards[Say::Status as usize].clone(), OFFLINE.as_bytes().to_vec());
+        let (topic, text) = self.node.as_ref().map_or_else(status, Node::death);
+        if self.client.try_publish(topic, QoS::AtLeastOnce, self.node.is_none(), text).is_ok() {
             self.flight = Some(Flight { key: None, packet: None, until: Instant::now() + FAREWELL });
         }
     }
@@ -258,7 +304,7 @@ impl<'a> Session<'a> {
                     self.shared.state().fault = Some(text.into());
                 }
             }
-            Packet::Publish(message) => self.take(message),
+            Packet::Publish(message) => self.take(message)?,
             Packet::Disconnect => return Err(LinkError::lost(self.config, "it ended the connection")),
             _ => {}
         }
@@ -275,6 +321,7 @@ impl<'a> Session<'a> {
         }
         drop(state);
         log::info!("connected to the broker {}", link::broker(self.config));
+        self.fresh_from = self.shared.store.next_seq();
         for say in [Say::Status, Say::Handshake] {
             let mut board = self.shared.board(say);
             board.changed = !board.text.is_empty();
@@ -288,16 +335,54 @@ impl<'a> Session<'a> {
         if self.deaf_until.is_none() {
             self.subscribe();
         }
+        // With a primary host, its word comes first.
+        if self.node.as_ref().is_some_and(|node| node.state().is_none()) {
+            self.births();
+        }
     }
 
-    fn take(&mut self, message: &Publish) {
-        let at = Moment::now();
-        let topic = Topic::ALL.into_iter().zip(&self.topics.inputs).find(|(_, name)| **name == message.topic);
-        let Some((topic, _)) = topic else { return };
-        // What clears a retained message comes to its subscribers as an empty one.
-        if message.payload.is_empty() && self.memory.too_long > 0 {
-            return;
+    fn births(&mut self) {
+        for (topic, birth) in self.node.iter_mut().flat_map(Node::births) {
+            if let Err(error) = self.client.try_publish(topic, QoS::AtMostOnce, false, birth) {
+                log::warn!("a Sparkplug birth was not sent: {error}");
+            }
         }
-        self.inbox.take(topic, &message.payload, message.retain, message.dup, at);
+    }
+
+    /// A message to the Sparkplug node; true if it was one.
+    fn take_as_node(&mut self, message: &Publish) -> Result<bool, LinkError> {
+        let Some(node) = &self.node else { return Ok(false) };
+        if node.state().as_ref() == Some(&message.topic) {
+            match sparkplug::host_is_online(&message.payload) {
+                Some(true) if !node.born => self.births(),
+                // The broken connection brings the node's death, and the next one waits for the host.
+                Some(false) if node.born => {
+                    return Err(LinkError::lost(self.config, "the primary host is offline"));
+                }
+                _ => {}
+            }
+            return Ok(true);
+        }
+        if node.commands() == message.topic {
+            if node.born && !message.retain && sparkplug::asks_rebirth(&message.payload) {
+                self.births();
+            }
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    fn take(&mut self, message: &Publish) -> Result<(), LinkError> {
+        let at = Moment::now();
+        if self.take_as_node(message)? {
+            return Ok(());
+        }
+        let topic = Topic::ALL.into_iter().zip(&self.topics.inputs).find(|(_, name)| **name == message.topic);
+        let Some((topic, _)) = topic else { return Ok(()) };
+        // What clears a retained message comes to its subscribers as an empty one.
+        if !message.payload.is_empty() || self.memory.too_long == 0 {
+            self.inbox.take(topic, &message.payload, message.retain, message.dup, at);
+        }
+        Ok(())
     }
 }
