@@ -6,6 +6,8 @@
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use thiserror::Error;
+
 /// Nanoseconds of the monotonic clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Moment(u64);
@@ -100,6 +102,40 @@ impl fmt::Display for Date {
     }
 }
 
+/// A text is no date as [`Date`] displays it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a date must look like 2026-01-31T23:59:59.123Z")]
+pub struct NoDate;
+
+impl std::str::FromStr for Date {
+    type Err = NoDate;
+
+    fn from_str(text: &str) -> Result<Self, NoDate> {
+        let b = text.as_bytes();
+        let marks = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':'), (19, b'.'), (23, b'Z')];
+        if b.len() != 24 || marks.iter().any(|(at, mark)| b[*at] != *mark) {
+            return Err(NoDate);
+        }
+        let number = |from: usize, to: usize, max: u64| {
+            let digits = b[from..to].iter().all(u8::is_ascii_digit);
+            let number = b[from..to].iter().fold(0, |n, digit| 10 * n + u64::from(digit & 15));
+            if digits && number <= max { Ok(number) } else { Err(NoDate) }
+        };
+        let (year, month, day) = (number(0, 4, 9999)?, number(5, 7, 12)?, number(8, 10, 31)?);
+        let days = days(year, month, day).filter(|days| civil(*days) == (year, month, day)).ok_or(NoDate)?;
+        let (hour, minute, second) = (number(11, 13, 23)?, number(14, 16, 59)?, number(17, 19, 59)?);
+        Ok(Self(((days * 24 + hour) * 60 + minute) * 60_000 + second * 1000 + number(20, 23, 999)?))
+    }
+}
+
+/// The day counted from 1970-01-01, the way back of [`civil`]; none before that.
+fn days(year: u64, month: u64, day: u64) -> Option<u64> {
+    let year = if month <= 2 { year.checked_sub(1)? } else { year };
+    let month = if month > 2 { month - 3 } else { month + 9 };
+    let day_of_year = (153 * month + 2) / 5 + day.checked_sub(1)?;
+    (year * 365 + year / 4 - year / 100 + year / 400 + day_of_year).checked_sub(719_468)
+}
+
 /// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar (Howard Hinnant's `civil_from_days`).
 #[must_use]
 pub fn civil(days: u64) -> (u64, u64, u64) {
@@ -125,6 +161,28 @@ mod tests {
         assert_eq!(start.since(later + Duration::from_secs(1)), Duration::ZERO);
         assert_eq!(Moment::at(u64::MAX, 5) + Duration::MAX, Moment::from_nanos(u64::MAX));
         assert_eq!(Moment::from_nanos(3) - Duration::from_secs(1), Moment::default());
+    }
+
+    #[test]
+    fn dates_are_read_back_as_they_were_written_and_nothing_else_is() {
+        for millis in (0..253_402_300_800_000).step_by(86_399_123_457).chain([951_782_400_000, 253_402_300_799_999]) {
+            let date = Date::from_millis(millis);
+            assert_eq!(date.to_string().parse(), Ok(date));
+        }
+        for bad in [
+            "",
+            "2026-01-31T23:59:59Z",
+            "1969-12-31T23:59:59.999Z",
+            "2026-02-29T00:00:00.000Z",
+            "2026-00-01T00:00:00.000Z",
+            "2026-01-00T00:00:00.000Z",
+            "2026-01-31T24:00:00.000Z",
+            "2026-01-31T23:59:5:.000Z",
+            "0000-01-01T00:00:00.000Z",
+            "2026-01-31T23:59:59.12éZ",
+        ] {
+            assert_eq!(bad.parse::<Date>(), Err(NoDate), "{bad}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fmt::{self, Write};
 
 use super::{Outcome, Verdict};
 use crate::backbone::Identity;
+use crate::clock::Date;
 use crate::hidden::is_hidden;
 
 /// No payload is longer than this, in bytes.
@@ -12,14 +13,18 @@ pub const MAX_BYTES: usize = 1024;
 /// Bytes of an id as it stands in the payload; the front of a longer one is cut, since file names end in what tells
 /// them apart.
 const MAX_ID: usize = 160;
+/// The same from the station, whose cells have names of at most 64 bytes of which a quote or backslash takes two.
+const MAX_STAMPED_ID: usize = 128;
 /// Bytes of the sentence that explains an INVALID, as it stands in the payload.
 const MAX_DETAIL: usize = 320;
 
 /// What a payload says beside the verdict.
 #[derive(Clone, Copy, Debug)]
 pub struct About<'a> {
-    /// The cell's name.
-    pub id: &'a str,
+    /// The cell's name, if one is known.
+    pub id: Option<&'a str>,
+    /// What the station adds.
+    pub stamp: Option<Stamp>,
     /// The model that judged it.
     pub model: Identity,
     /// Side of the model's heatmap.
@@ -28,10 +33,24 @@ pub struct About<'a> {
     pub cell_mm: Option<f64>,
 }
 
+/// What makes a verdict of the station unique, and when it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Number of the station's start; see [`Key`](crate::outbox::Key).
+    pub boot: u32,
+    /// Number of the verdict.
+    pub seq: u64,
+    /// When the cell was exposed.
+    pub time: Date,
+    /// Microseconds from the exposure to the verdict.
+    pub latency_us: u32,
+}
+
 /// Appends the verdict to `out` as one JSON object without a line end, at most [`MAX_BYTES`] long. Allocates nothing if
 /// `out` has that much room.
 ///
-/// Every key is always there, `null` where it does not apply, in this order: `id`, `outcome` (PASS, REJECT, INVALID),
+/// Every key is always there, `null` where it does not apply, in this order: `id`, from the station also `boot`, `seq`,
+/// `time` (of the exposure, RFC 3339 in UTC) and `latency_us` (from there to the verdict), then `outcome` (PASS, REJECT, INVALID),
 /// `class` (A, B, C), `score` (0 to 1, always with a decimal point), `p_not_a` and `p_c` (the classifier's
 /// probabilities that the cell is B or C, and that it is C, where the model has one that tells them apart), `reason` and `detail` (of an INVALID), `top`, `max`,
 /// `mean` (Mahalanobis distances), `regions`, `regions_total`, `model` (64 hexadecimal digits), and the microseconds
@@ -45,14 +64,15 @@ pub fn write_json(verdict: &Verdict, about: &About<'_>, out: &mut String) {
 }
 
 fn write(verdict: &Verdict, about: &About<'_>, out: &mut String) -> fmt::Result {
-    out.push_str("{\"id\":\"");
-    let mut id = Escaped { out, left: MAX_ID };
-    let tail = tail(about.id, MAX_ID);
-    if tail.len() < about.id.len() {
-        id.write_char('…')?;
+    out.push_str("{\"id\":");
+    match about.id {
+        Some(id) => text_end(id, if about.stamp.is_some() { MAX_STAMPED_ID } else { MAX_ID }, out)?,
+        None => out.push_str("null"),
     }
-    id.write_str(tail)?;
-    write!(out, "\",\"outcome\":\"{}\",\"class\":", verdict.outcome.word())?;
+    if let Some(Stamp { boot, seq, time, latency_us }) = about.stamp {
+        write!(out, ",\"boot\":{boot},\"seq\":{seq},\"time\":\"{time}\",\"latency_us\":{latency_us}")?;
+    }
+    write!(out, ",\"outcome\":\"{}\",\"class\":", verdict.outcome.word())?;
     match verdict.outcome.class() {
         Some(class) => write!(out, "\"{class}\"")?,
         None => out.push_str("null"),
@@ -82,7 +102,9 @@ fn write(verdict: &Verdict, about: &About<'_>, out: &mut String) -> fmt::Result 
         number(value, 3, out)?;
     }
     out.push_str(",\"regions\":[");
-    for (index, region) in verdict.regions.as_slice().iter().enumerate() {
+    // There is no room for a sentence and regions, and those of an INVALID mean nothing.
+    let listed = if matches!(verdict.outcome, Outcome::Invalid(_)) { 0 } else { usize::MAX };
+    for (index, region) in verdict.regions.as_slice().iter().enumerate().take(listed) {
         let comma = if index > 0 { "," } else { "" };
         let [left, top, right, bottom] = frame_box(verdict, index, about.grid);
         write!(out, "{comma}[{left},{top},{right},{bottom},")?;
@@ -138,6 +160,19 @@ fn number(value: Option<f32>, digits: usize, out: &mut String) -> fmt::Result {
         Some(x) if x.is_finite() => write!(out, "{x:.3e}"),
         _ => out.write_str("null"),
     }
+}
+
+/// `text` as a JSON string, or its end after an ellipsis if it is too long.
+fn text_end(text: &str, limit: usize, out: &mut String) -> fmt::Result {
+    out.push('"');
+    let end = tail(text, limit);
+    let mut escaped = Escaped { out, left: limit };
+    if end.len() < text.len() {
+        escaped.write_char('…')?;
+    }
+    escaped.write_str(end)?;
+    out.push('"');
+    Ok(())
 }
 
 /// The end of `text` that fits into `limit` bytes once escaped, with room for an ellipsis if anything is cut.
@@ -219,7 +254,7 @@ mod tests {
     ];
 
     fn about(id: &str) -> About<'_> {
-        About { id, model: Identity([0xab; 32]), grid: 64, cell_mm: None }
+        About { id: Some(id), stamp: None, model: Identity([0xab; 32]), grid: 64, cell_mm: None }
     }
 
     /// Text and parsed object, after the checks that every payload must stand.
@@ -290,17 +325,122 @@ mod tests {
         for c in ['"', '\\', '\n', '\u{0}', '\u{202e}', '\u{9b}', 'é', '😀', '/'] {
             for n in [1, 20, 200, 5000] {
                 let id: String = std::iter::repeat_n(c, n).chain("end.png".chars()).collect();
-                let (_, value) = json(&longest(), &About { id: &id, ..about });
+                let (_, value) = json(&longest(), &About { id: Some(&id), ..about });
                 let back = value["id"].as_str().unwrap();
                 let cut = back.strip_prefix('…');
                 assert!(cut.map_or(back == id, |end| id.ends_with(end) && end.ends_with("end.png")), "{back:?}");
                 assert_eq!(cut.is_some(), n >= 200, "{back:?}");
             }
         }
-        let (_, value) = json(&longest(), &About { id: "x", ..about });
+        let (_, value) = json(&longest(), &About { id: Some("x"), ..about });
         assert_eq!(value["regions"][7].as_array().unwrap().len(), 6);
         let side = 210.0_f64 / 64.0;
         assert!((value["regions"][0][5].as_f64().unwrap() - side * side).abs() < 0.06);
+    }
+
+    /// The longest stamp there can be.
+    fn stamp() -> Stamp {
+        let time = Date::from_millis(253_402_300_799_999);
+        Stamp { boot: u32::MAX, seq: u64::MAX, time, latency_us: u32::MAX }
+    }
+
+    #[test]
+    fn a_stations_verdict_says_which_it_is_and_stays_below_a_kilobyte() {
+        let id = "\"".repeat(64);
+        let about = About { stamp: Some(stamp()), cell_mm: Some(210.0), ..about(&id) };
+        let (text, value) = json(&longest(), &about);
+        assert_eq!(value["id"], id);
+        assert!(text.contains(
+            "\",\"boot\":4294967295,\"seq\":18446744073709551615,\"time\":\"9999-12-31T23:59:59.999Z\",\
+             \"latency_us\":4294967295,\"outcome\":\"REJECT\","
+        ));
+        let long = Verdict::invalid(Invalid::Unreadable("\u{202e}".repeat(300)));
+        json(&Verdict { outcome: long.outcome.clone(), ..longest() }, &about);
+        let (text, _) = json(&long, &About { id: None, ..about });
+        assert!(text.starts_with("{\"id\":null,\"boot\":4294967295,"), "{text}");
+    }
+
+    /// Whether a value is what a schema says: the words that ours use, and no others.
+    fn fits(value: &serde_json::Value, schema: &serde_json::Value, at: &str) {
+        use serde_json::Value;
+        let kind = match value {
+            Value::Null => "null",
+            Value::Bool(_) => "boolean",
+            Value::Number(n) if n.is_u64() || n.is_i64() => "integer",
+            Value::Number(_) => "number",
+            Value::String(_) => "string",
+            Value::Array(_) => "array",
+            Value::Object(_) => "object",
+        };
+        let is = |wanted: &Value| wanted == kind || wanted == "number" && kind == "integer";
+        for (word, rule) in schema.as_object().unwrap() {
+            match (word.as_str(), value) {
+                ("type", _) => {
+                    assert!(rule.as_array().map_or_else(|| is(rule), |any| any.iter().any(is)), "{at}: {value}")
+                }
+                ("enum", _) => assert!(rule.as_array().unwrap().contains(value), "{at}: {value}"),
+                ("required", Value::Object(object)) => {
+                    assert!(rule.as_array().unwrap().iter().all(|k| object.contains_key(k.as_str().unwrap())), "{at}");
+                }
+                ("properties", Value::Object(object)) => {
+                    object.iter().for_each(|(key, value)| fits(value, &rule[key], &format!("{at}.{key}")));
+                }
+                ("additionalProperties", _) => assert_eq!(rule, false),
+                ("items", Value::Array(items)) => items.iter().for_each(|item| fits(item, rule, at)),
+                ("minItems", Value::Array(items)) => assert!(items.len() as u64 >= rule.as_u64().unwrap(), "{at}"),
+                ("maxItems", Value::Array(items)) => assert!(items.len() as u64 <= rule.as_u64().unwrap(), "{at}"),
+                ("maxLength", Value::String(text)) => {
+                    assert!(text.chars().count() as u64 <= rule.as_u64().unwrap(), "{at}");
+                }
+                ("pattern", Value::String(text)) => assert!(matches(text, rule.as_str().unwrap()), "{at}: {text}"),
+                ("minimum", Value::Number(n)) => assert!(n.as_f64() >= rule.as_f64(), "{at}: {n}"),
+                ("maximum", Value::Number(n)) => assert!(n.as_f64() <= rule.as_f64(), "{at}: {n}"),
+                ("title" | "description" | "$schema" | "$id" | "examples", _) => {}
+                (
+                    "required" | "properties" | "items" | "minItems" | "maxItems" | "maxLength" | "pattern" | "minimum"
+                    | "maximum",
+                    _,
+                ) => {}
+                (other, _) => panic!("the schema uses {other}, which this test does not check"),
+            }
+        }
+    }
+
+    /// The two patterns that the schema uses.
+    fn matches(text: &str, pattern: &str) -> bool {
+        let hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+        match pattern {
+            "^[0-9a-f]{64}$" => text.len() == 64 && text.chars().all(hex),
+            "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\\.[0-9]{3}Z$" => {
+                text.len() == 24
+                    && text
+                        .chars()
+                        .zip("0000-00-00T00:00:00.000Z".chars())
+                        .all(|(c, shape)| if shape == '0' { c.is_ascii_digit() } else { c == shape })
+            }
+            other => panic!("the schema has a pattern that this test does not know: {other}"),
+        }
+    }
+
+    #[test]
+    fn every_payload_of_the_station_is_what_the_published_schema_says() {
+        let schema = include_str!("../../docs/verdict.schema.json");
+        let schema: serde_json::Value = serde_json::from_str(schema).unwrap();
+        let about = About { stamp: Some(stamp()), ..about("W-11") };
+        let pass = Verdict { outcome: Class::B.into(), regions: Default::default(), ..longest() };
+        let unjudged = Verdict::invalid(Invalid::Frame(Refusal::Dim { mean: 0.01, limit: 0.03 }));
+        let fresh = Verdict { probabilities: None, score: Some(f32::NAN), ..longest() };
+        for verdict in [longest(), pass, unjudged, fresh] {
+            for about in [about, About { id: None, cell_mm: Some(157.0), ..about }] {
+                let (text, value) = json(&verdict, &about);
+                fits(&value, &schema, "verdict");
+                // The schema names every key, in the order in which they stand.
+                let at = |key: &str| text.find(&format!("\"{key}\":")).expect("the key is in the payload");
+                let named = schema["required"].as_array().unwrap();
+                assert!(named.iter().map(|key| at(key.as_str().unwrap())).is_sorted());
+                assert_eq!(named.len(), value.as_object().unwrap().len());
+            }
+        }
     }
 
     #[test]

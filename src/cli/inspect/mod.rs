@@ -130,7 +130,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let id = &items[index].id;
         text.clear();
         if args.json {
-            payload::write_json(&verdict, &About { id, model: model.id(), grid, cell_mm: args.cell_mm }, &mut text);
+            payload::write_json(
+                &verdict,
+                &About { id: Some(id), stamp: None, model: model.id(), grid, cell_mm: args.cell_mm },
+                &mut text,
+            );
         } else {
             lines.write(id, &verdict, &mut text);
         }
