@@ -30,7 +30,8 @@ pub fn prepare_process(config: &OperationsConfig) {
 }
 
 /// For a thread of the frame path, by itself and first: its cores and its priority, as they are wanted, and its stack in
-/// RAM. Logs what is refused.
+/// RAM. Threads that it starts afterwards, such as its pool of workers, have the same cores and priority. Logs what is
+/// refused.
 pub fn prepare_thread(config: &OperationsConfig) {
     if !config.affinity.is_empty() {
         warn(pin(&config.affinity));
@@ -77,7 +78,7 @@ pub fn pin(cores: &[usize]) -> Result<(), Refused> {
     })
 }
 
-/// Runs the calling thread before all others that wait, with this priority (1 to 99).
+/// Runs the calling thread, and those that it starts, before all others that wait, with this priority (1 to 99).
 ///
 /// # Errors
 /// If the system refuses.
@@ -94,10 +95,8 @@ fn set_scheduler(priority: u8) -> io::Result<()> {
     // SAFETY: all zero is a valid value of this plain struct of integers.
     let mut parameters: libc::sched_param = unsafe { std::mem::zeroed() };
     parameters.sched_priority = priority.into();
-    // Threads of a pool that this one starts later are to run as usual.
-    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
     // SAFETY: 0 is the calling thread; the parameters live until the call returns.
-    match unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) } {
+    match unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
