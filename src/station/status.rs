@@ -68,8 +68,10 @@ pub struct Last {
     pub said: Said,
     /// Calibrated score, 0 to 1.
     pub score: Option<f32>,
-    /// When the verdict was given.
+    /// When the verdict was given, for people.
     pub date: Date,
+    /// When the verdict was given, on the clock that never jumps: by it a verdict ages.
+    pub at: Moment,
     /// From exposure to verdict, in microseconds.
     pub latency_us: u32,
     /// The heatmap, row by row: 0 is the model's floor, 128 the threshold of a region, 255 twice that or more. All zero
@@ -111,6 +113,8 @@ pub struct Status {
     pub total: Counts,
     /// Since the shift began.
     pub shift: Counts,
+    /// When the shift began.
+    pub shift_began: Date,
     /// What went wrong.
     pub faults: Faults,
     /// The last cell.
