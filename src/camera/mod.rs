@@ -60,6 +60,12 @@ pub trait Camera: Send {
 
     /// One line that tells people which camera this is.
     fn describe(&self) -> String;
+
+    /// How often the device was opened again. When it rises, the count in [`Shot::sequence`] has started anew and
+    /// nothing is known of what was exposed meanwhile.
+    fn restarts(&self) -> u64 {
+        0
+    }
 }
 
 /// Why a camera gave no shot.

@@ -146,6 +146,7 @@ fn faults(to: &mut Exposition<'_>, faults: &Faults) {
         ("deadline", faults.deadlines),
         ("overrun", faults.overruns),
         ("camera-restart", faults.camera_restarts),
+        ("unwritten", faults.unwritten),
         ("bad-message", faults.bad_messages),
     ] {
         to.labelled("faults_total", &[("kind", kind)], count);

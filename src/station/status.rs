@@ -7,6 +7,9 @@ use crate::verdict::Class;
 /// Side of the last cell's picture in a [`Status`].
 pub const THUMBNAIL: usize = 64;
 
+/// The last cell's heatmap, row by row: 0 at distance 0, 128 at the level of a region, 255 at twice that or more.
+pub type Thumbnail = [[u8; THUMBNAIL]; THUMBNAIL];
+
 /// The outcomes of so many cells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -68,15 +71,14 @@ pub struct Last {
     pub said: Said,
     /// Calibrated score, 0 to 1.
     pub score: Option<f32>,
-    /// When the verdict was given, for people.
+    /// When the cell was exposed, for people.
     pub date: Date,
     /// When the verdict was given, on the clock that never jumps: by it a verdict ages.
     pub at: Moment,
     /// From exposure to verdict, in microseconds.
     pub latency_us: u32,
-    /// The heatmap, row by row: 0 is the model's floor, 128 the threshold of a region, 255 twice that or more. All zero
-    /// where there is none.
-    pub heat: [[u8; THUMBNAIL]; THUMBNAIL],
+    /// The heatmap; all zero where there is none.
+    pub heat: Thumbnail,
 }
 
 /// What went wrong so often since the start, each a counter that never falls.
@@ -98,6 +100,8 @@ pub struct Faults {
     pub overruns: u64,
     /// Times that the camera had to be opened again.
     pub camera_restarts: u64,
+    /// Verdicts that could not be made durable, and were not told.
+    pub unwritten: u64,
     /// Messages on our topics that were no trigger, ack or command.
     pub bad_messages: u64,
 }
@@ -135,4 +139,18 @@ pub struct Status {
     pub temperature: Option<f32>,
     /// The line's good cells have moved away from the fit.
     pub drift: bool,
+}
+
+impl Status {
+    /// One more cell.
+    pub(super) fn count(&mut self, said: Said) {
+        for counts in [&mut self.total, &mut self.shift] {
+            match said {
+                Said::Class(Class::A) => counts.a += 1,
+                Said::Class(Class::B) => counts.b += 1,
+                Said::Class(Class::C) => counts.c += 1,
+                Said::Invalid(_) => counts.invalid += 1,
+            }
+        }
+    }
 }

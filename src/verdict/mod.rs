@@ -8,6 +8,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::camera::pairing::Doubt;
 use crate::heatmap::{Regions, Scores};
 use crate::preprocess::{Placement, Refusal};
 pub use calibration::{CLASS_C, Calibration, CalibrationError, DECISION, MIN_CELLS, quantile};
@@ -50,6 +51,25 @@ pub enum Invalid {
     NotMeasured,
     /// The model carries no calibration, so that no score means anything yet.
     Uncalibrated,
+    /// It is not certain which cell the frame shows, or there is no frame for the cell.
+    Pairing(Doubt),
+    /// No verdict was ready in time.
+    Deadline {
+        /// The time that a cell has, in ms.
+        takt_ms: u32,
+    },
+    /// The camera's count shows that the cell's frame was exposed and never came.
+    LostFrame,
+    /// The camera says that the frame is damaged, and how.
+    Damaged(&'static str),
+    /// The frame found every buffer in use.
+    Overrun,
+    /// The camera gave the same pixels again.
+    Duplicate,
+    /// The model is older than it may be.
+    StaleModel,
+    /// The program failed on this cell. The text is in the log.
+    Internal,
 }
 
 impl Invalid {
@@ -63,6 +83,14 @@ impl Invalid {
             Self::Backbone(_) => "backbone",
             Self::NotMeasured => "not-measured",
             Self::Uncalibrated => "uncalibrated",
+            Self::Pairing(_) => "pairing",
+            Self::Deadline { .. } => "deadline",
+            Self::LostFrame => "lost-frame",
+            Self::Damaged(_) => "damaged",
+            Self::Overrun => "overrun",
+            Self::Duplicate => "duplicate",
+            Self::StaleModel => "stale-model",
+            Self::Internal => "internal",
         }
     }
 }
@@ -77,6 +105,14 @@ impl fmt::Display for Invalid {
             Self::Uncalibrated => {
                 f.write_str("the model has no calibration: run `cellgate calibrate` on good cells first")
             }
+            Self::Pairing(doubt) => write!(f, "{doubt}"),
+            Self::Deadline { takt_ms } => write!(f, "no verdict was ready within {takt_ms} ms of the exposure"),
+            Self::LostFrame => f.write_str("the cell's frame was exposed and never came from the camera"),
+            Self::Damaged(why) => write!(f, "the camera's frame is damaged: {why}"),
+            Self::Overrun => f.write_str("the frame found every buffer in use: cells come faster than they are judged"),
+            Self::Duplicate => f.write_str("the camera gave the same pixels as before: it has frozen"),
+            Self::StaleModel => f.write_str("the model is older than `model.max-age-days` allows: install a newer one"),
+            Self::Internal => f.write_str("the program failed on this cell; the log says where"),
         }
     }
 }

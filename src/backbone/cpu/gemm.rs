@@ -409,7 +409,16 @@ mod tests {
                 unsafe {
                     let c = c.as_mut_ptr().add(panel * b.panel());
                     let (lda, ldc) = (depth, b.padded_columns());
-                    let kernel = GemmRows { a: a.as_ptr(), lda, depth, b: b.panel_ptr(panel), scale: None, c, ldc, fetch_next: None };
+                    let kernel = GemmRows {
+                        a: a.as_ptr(),
+                        lda,
+                        depth,
+                        b: b.panel_ptr(panel),
+                        scale: None,
+                        c,
+                        ldc,
+                        fetch_next: None,
+                    };
                     in_row_groups::<S, _>(&kernel, 0..rows);
                 }
             }

@@ -121,7 +121,8 @@ impl Winograd {
         } else {
             Weights::Single(PackedMatrix::new(isa, inputs, columns, weight))
         };
-        let many = matches!(tile, Tile::Two | Tile::Four) && (inputs <= 64 || inputs <= 128 && panel_width::<f32>(isa) > 16);
+        let many =
+            matches!(tile, Tile::Two | Tile::Four) && (inputs <= 64 || inputs <= 128 && panel_width::<f32>(isa) > 16);
         let block = if many { 32 } else { 16 };
         Self { weights, tile, inputs, outputs, block }
     }

@@ -1,1 +1,0 @@
-//! Which frame shows which cell.
