@@ -3,9 +3,19 @@
 //! A [`Camera`] fills [`Shot`]s that the caller owns: a frame with the moment of its exposure and the camera's own count.
 //! [`trigger`] says that a cell lies there and what it is called; [`pairing`] brings both together, or refuses to.
 
+pub mod config;
+mod pace;
 pub mod pairing;
+pub(crate) mod pattern;
+pub mod pixels;
+pub mod pulse;
+pub mod replay;
+pub mod synthetic;
 pub mod trigger;
+#[cfg(target_os = "linux")]
+pub mod v4l;
 
+use std::fmt;
 use std::time::Duration;
 
 use thiserror::Error;
@@ -33,6 +43,13 @@ impl Shot {
     pub fn new(width: usize, height: usize, white: u16) -> Self {
         Self { frame: Frame::new(width, height, white), sequence: 0, taken: Moment::default() }
     }
+
+    /// Gives the frame this format, if it has another.
+    pub(crate) fn fit(&mut self, format: Format) {
+        if Format::of(&self.frame) != format {
+            self.frame.reset(format.width, format.height, format.white);
+        }
+    }
 }
 
 /// What a camera delivers.
@@ -44,6 +61,20 @@ pub struct Format {
     pub height: usize,
     /// The pixel value that is full scale.
     pub white: u16,
+}
+
+impl Format {
+    /// The format that a frame has.
+    #[must_use]
+    pub fn of(frame: &Frame) -> Self {
+        Self { width: frame.width(), height: frame.height(), white: frame.white() }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}×{} with full scale {}", self.width, self.height, self.white)
+    }
 }
 
 /// Where frames come from.
@@ -88,6 +119,10 @@ pub enum CameraError {
     /// The device is not there, or went away. The camera tries to open it again at each call.
     #[error("{0}")]
     Lost(String),
+    /// The device is there and will not do what is configured: one of them must be changed. The camera tries again at
+    /// each call.
+    #[error("{0}")]
+    Refused(String),
     /// There will be no more frames: a replay has come to its end.
     #[error("the replay has come to its end")]
     End,

@@ -1,4 +1,4 @@
-//! The file that models and partial fits lie in: a header and a few large sections, each with its hash.
+//! The file that models, partial fits and sensor calibrations lie in: a header and a few large sections, each with its hash.
 //!
 //! ```text
 //!  0  magic                      8 bytes
@@ -70,7 +70,7 @@ pub enum FileError {
         known: u32,
     },
     /// The file is cut off or changed.
-    #[error("reading {}: it is damaged ({what}); take a fresh copy or fit again", path.display())]
+    #[error("reading {}: it is damaged ({what}); take a fresh copy or make it again", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,

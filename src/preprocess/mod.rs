@@ -17,6 +17,7 @@ mod placement;
 pub mod polygon;
 mod rectify;
 mod segment;
+pub mod sensor;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
