@@ -130,7 +130,8 @@ mod tests {
 
     #[test]
     fn a_signal_is_waited_over_and_a_lost_line_told() {
-        let mut edges = edges(vec![Err(io::ErrorKind::Interrupted.into()), at(5, u32::MAX), Err(io::Error::other("gone"))]);
+        let mut edges =
+            edges(vec![Err(io::ErrorKind::Interrupted.into()), at(5, u32::MAX), Err(io::Error::other("gone"))]);
         assert_eq!(edges.next(LONG).unwrap().unwrap().number, Some(u32::MAX));
         assert!(edges.next(LONG).unwrap_err().to_string().contains("gone"));
         assert_eq!(edges.next(LONG).unwrap(), None);

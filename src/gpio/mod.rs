@@ -105,13 +105,7 @@ pub struct RejectConfig {
 
 impl Default for RejectConfig {
     fn default() -> Self {
-        Self {
-            chip: "/dev/gpiochip0".into(),
-            line: 1,
-            pass_level: Voltage::High,
-            pull: Pull::AsIs,
-            hold_ms: 300,
-        }
+        Self { chip: "/dev/gpiochip0".into(), line: 1, pass_level: Voltage::High, pull: Pull::AsIs, hold_ms: 300 }
     }
 }
 

@@ -96,8 +96,10 @@ impl Reject {
         let hold = (config.hold_ms > 0).then(|| Duration::from_millis(config.hold_ms));
         let gate = Gate { line: Guarded(line), hold, until: None, set: Some(false) };
         let theirs = Arc::clone(&shared);
-        let thread =
-            std::thread::Builder::new().name("reject line".into()).spawn(move || drive(gate, &theirs)).map_err(failed)?;
+        let thread = std::thread::Builder::new()
+            .name("reject line".into())
+            .spawn(move || drive(gate, &theirs))
+            .map_err(failed)?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
@@ -190,9 +192,7 @@ fn drive(mut gate: Gate, shared: &Shared) {
         let mut wanted = shared.wanted();
         if wanted.said == heard {
             wanted = match gate.rest(Moment::now()) {
-                Some(rest) => {
-                    shared.changed.wait_timeout(wanted, rest).unwrap_or_else(PoisonError::into_inner).0
-                }
+                Some(rest) => shared.changed.wait_timeout(wanted, rest).unwrap_or_else(PoisonError::into_inner).0,
                 None => shared.changed.wait(wanted).unwrap_or_else(PoisonError::into_inner),
             };
         }
@@ -307,7 +307,8 @@ mod tests {
     #[test]
     fn a_pass_that_is_in_force_ends_when_the_station_stops() {
         let wire = Wire::default();
-        let reject = Reject::new(Box::new(wire.clone()), &RejectConfig { hold_ms: 0, ..RejectConfig::default() }).unwrap();
+        let reject =
+            Reject::new(Box::new(wire.clone()), &RejectConfig { hold_ms: 0, ..RejectConfig::default() }).unwrap();
         reject.pass();
         assert_eq!(wire.after(2), [false, true]);
         drop(reject);
