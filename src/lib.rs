@@ -33,6 +33,7 @@ pub mod embedding;
 pub mod eval;
 pub mod frame;
 pub mod gaussian;
+pub mod gpio;
 pub mod heatmap;
 mod hidden;
 pub mod model;

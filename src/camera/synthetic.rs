@@ -168,7 +168,7 @@ impl Camera for Synthetic {
             let cell = &self.prepared[(self.shown % self.prepared.len() as u64) as usize];
             shot.frame.pixels_mut().copy_from_slice(cell.pixels());
         }
-        if self.settings.synth.with_id {
+        if self.settings.synth.with_id && self.settings.scene == Scene::Cell {
             draw_id(&mut shot.frame, sequence);
         }
         self.shown += 1;

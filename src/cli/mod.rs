@@ -3,6 +3,7 @@
 mod backbone;
 mod bench;
 mod calibrate;
+mod camera;
 mod data;
 mod demo;
 mod eval;
@@ -43,6 +44,7 @@ enum Verb {
     Model(model::Args),
     Backbone(backbone::Args),
     Bench(bench::Args),
+    Camera(Box<camera::Args>),
 }
 
 impl Cli {
@@ -67,6 +69,7 @@ impl Cli {
             Verb::Model(args) => model::run(args),
             Verb::Backbone(args) => backbone::run(args),
             Verb::Bench(args) => bench::run(args),
+            Verb::Camera(args) => camera::run(*args),
         }?;
         Ok(ExitCode::SUCCESS)
     }
