@@ -5,6 +5,7 @@ mod bench;
 mod calibrate;
 mod data;
 mod demo;
+mod doctor;
 mod eval;
 mod fit;
 mod inspect;
@@ -43,6 +44,7 @@ enum Verb {
     Model(model::Args),
     Backbone(backbone::Args),
     Bench(bench::Args),
+    Doctor(doctor::Args),
 }
 
 impl Cli {
@@ -67,6 +69,7 @@ impl Cli {
             Verb::Model(args) => model::run(args),
             Verb::Backbone(args) => backbone::run(args),
             Verb::Bench(args) => bench::run(args),
+            Verb::Doctor(args) => return doctor::run(args),
         }?;
         Ok(ExitCode::SUCCESS)
     }

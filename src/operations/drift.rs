@@ -250,10 +250,8 @@ mod tests {
     }
 
     fn calibration(normal: &mut Normal, cells: usize) -> Calibration {
-        let scores: Vec<Scores> = (0..cells)
-            .map(|_| distance(normal, 0.0))
-            .map(|top| Scores { top, max: top, mean: top })
-            .collect();
+        let scores: Vec<Scores> =
+            (0..cells).map(|_| distance(normal, 0.0)).map(|top| Scores { top, max: top, mean: top }).collect();
         Calibration::new(ScoreKind::Top, &scores, 20.0, &[], 0.01).unwrap()
     }
 
@@ -347,7 +345,11 @@ mod tests {
         let report = drift.report();
         assert_eq!((report.rejects, report.invalid, report.cells), (Some(0.1), Some(0.2), 60));
         assert!((report.scores.unwrap()[1] - 0.206).abs() < 0.01, "{report:?}");
-        assert_eq!((report.alarm, report.median), (false, None), "without a calibration there is nothing to compare with");
+        assert_eq!(
+            (report.alarm, report.median),
+            (false, None),
+            "without a calibration there is nothing to compare with"
+        );
         drift.record(Said::Class(Class::A), Some(f32::NAN));
         assert_eq!(drift.report().cells, 60);
     }

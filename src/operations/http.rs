@@ -40,7 +40,9 @@ pub trait Pages: Send {
 #[non_exhaustive]
 pub enum HttpError {
     /// The address cannot be had.
-    #[error("serving metrics on {address}: {error}; another program may use it: set `operations.metrics` to another port or off")]
+    #[error(
+        "serving metrics on {address}: {error}; another program may use it: set `operations.metrics` to another port or off"
+    )]
     Bind {
         /// What was asked for.
         address: SocketAddr,

@@ -3,9 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Upper bounds of the histogram, in microseconds.
-pub const BOUNDS: [u32; 13] = [
-    2000, 5000, 10_000, 20_000, 35_000, 50_000, 75_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000,
-];
+pub const BOUNDS: [u32; 13] =
+    [2000, 5000, 10_000, 20_000, 35_000, 50_000, 75_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000];
 
 /// Fine buckets in each power of two: a quantile is at most 1/32 too large.
 const FINE: usize = 32;

@@ -74,7 +74,8 @@ struct Logger {
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         let ours = metadata.target().split("::").next() == Some("cellgate");
-        let limit = if ours || self.level == LevelFilter::Trace { self.level } else { self.level.min(LevelFilter::Warn) };
+        let limit =
+            if ours || self.level == LevelFilter::Trace { self.level } else { self.level.min(LevelFilter::Warn) };
         metadata.level() <= limit
     }
 
@@ -257,7 +258,11 @@ mod tests {
         // A camera that fails ten times a second for an hour.
         let said = (0..36_000).filter_map(|i| limiter.admit(1, ms(100 * i))).collect::<Vec<u64>>();
         assert!((360..=372).contains(&said.len()), "{} lines", said.len());
-        assert_eq!(said.iter().sum::<u64>() + said.len() as u64 + limiter.places[0].held, 36_000, "nothing is forgotten");
+        assert_eq!(
+            said.iter().sum::<u64>() + said.len() as u64 + limiter.places[0].held,
+            36_000,
+            "nothing is forgotten"
+        );
         assert_eq!(limiter.admit(2, ms(3_600_000)), Some(0));
         // After a rest it may speak freely again.
         let rested = (0..20).filter(|_| limiter.admit(1, ms(4_000_000)).is_some()).count();

@@ -93,9 +93,12 @@ impl Machine {
         let group = text(&self.root.join("proc/self/cgroup")).unwrap_or_default();
         let below = group.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
         let top = self.root.join("sys/fs/cgroup");
-        let limits = top.join(below).ancestors().take_while(|folder| folder.starts_with(&top)).filter_map(|folder| {
-            text(&folder.join("memory.max"))?.parse::<u64>().ok()
-        }).collect::<Vec<_>>();
+        let limits = top
+            .join(below)
+            .ancestors()
+            .take_while(|folder| folder.starts_with(&top))
+            .filter_map(|folder| text(&folder.join("memory.max"))?.parse::<u64>().ok())
+            .collect::<Vec<_>>();
         limits.into_iter().chain([total]).min()
     }
 

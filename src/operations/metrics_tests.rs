@@ -153,7 +153,8 @@ fn a_scraper_reads_every_metric() {
         let found: Vec<f64> = samples
             .iter()
             .filter(|(series, labels, _)| {
-                series.strip_prefix("cellgate_") == Some(name) && (label.is_empty() || labels.values().any(|v| v == label))
+                series.strip_prefix("cellgate_") == Some(name)
+                    && (label.is_empty() || labels.values().any(|v| v == label))
             })
             .map(|sample| sample.2)
             .collect();
