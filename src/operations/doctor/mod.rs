@@ -24,7 +24,7 @@ pub enum Finding {
     Ok,
     /// The station would run, worse than it could.
     Warn,
-    /// The station would not run, or would judge nothing.
+    /// The station would not run, would judge nothing, or nobody would hear of it.
     Fail,
 }
 
