@@ -6,6 +6,7 @@ mod calibrate;
 mod camera;
 mod data;
 mod demo;
+mod doctor;
 mod eval;
 mod fit;
 mod inspect;
@@ -45,6 +46,7 @@ enum Verb {
     Backbone(backbone::Args),
     Bench(bench::Args),
     Camera(Box<camera::Args>),
+    Doctor(doctor::Args),
 }
 
 impl Cli {
@@ -70,6 +72,7 @@ impl Cli {
             Verb::Backbone(args) => backbone::run(args),
             Verb::Bench(args) => bench::run(args),
             Verb::Camera(args) => camera::run(*args),
+            Verb::Doctor(args) => return doctor::run(args),
         }?;
         Ok(ExitCode::SUCCESS)
     }

@@ -99,9 +99,10 @@ impl Screen {
         }
     }
 
-    /// A verdict from later than now is a mistake, and not fresh.
+    /// A verdict may come between the look at the clock and the look at the status; one from much later is a mistake, and
+    /// not fresh.
     fn is_fresh(&self, last: &Last, now: Moment) -> bool {
-        last.at <= now && now.since(last.at) < self.stale_after
+        last.at.since(now) < Duration::from_secs(1) && now.since(last.at) < self.stale_after
     }
 
     fn header<D: DrawTarget<Color: Ink>>(

@@ -78,8 +78,6 @@ impl Face {
     pub(crate) const TINY: Self = Self { font: &FONT_5X8, scale: 1 };
     /// Small.
     pub(crate) const SMALL: Self = Self { font: &FONT_6X10, scale: 1 };
-    /// 20 pixels high.
-    pub(crate) const MIDDLE: Self = Self { font: &FONT_10X20, scale: 1 };
 
     /// The largest in which `chars` characters fit into so many pixels; the smallest if they fit in none.
     pub(crate) fn fit(width: u32, height: u32, chars: usize) -> Self {

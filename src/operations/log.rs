@@ -8,6 +8,7 @@
 
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
+use std::panic::PanicHookInfo;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -49,7 +50,7 @@ pub enum LogError {
 }
 
 /// Logs what is at least as important as `level`, or as `CELLGATE_LOG` says; libraries from warnings on, unless it is
-/// `trace`.
+/// `trace`. Panics are logged too.
 ///
 /// # Errors
 /// If `CELLGATE_LOG` is no level, or this was called before.
@@ -62,7 +63,21 @@ pub fn start(level: Configured) -> Result<(), LogError> {
     let logger = Logger { level: level.0, journal: stderr_is_journal(), limiter: Mutex::new(Limiter::new()) };
     log::set_boxed_logger(Box::new(logger)).map_err(|_| LogError::Twice)?;
     log::set_max_level(level.0);
+    std::panic::set_hook(Box::new(panicked));
     Ok(())
+}
+
+/// Logs a panic: the thread, the place and the words.
+fn panicked(panic: &PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("unnamed");
+    let payload = panic.payload();
+    let words = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let words = words.unwrap_or("without words");
+    match panic.location() {
+        Some(place) => log::error!("a thread panicked: {words} thread={name} at={}:{}", place.file(), place.line()),
+        None => log::error!("a thread panicked: {words} thread={name}"),
+    }
 }
 
 struct Logger {
