@@ -193,6 +193,8 @@ pub(super) struct Memory {
     pub too_long: u32,
     /// Number of the next connection, for Sparkplug.
     pub sessions: u64,
+    /// A verdict that the broker has and the store does not know of.
+    pub acked: Option<u64>,
     /// The verdict in hand.
     pub payload: Vec<u8>,
 }
@@ -226,6 +228,9 @@ fn run(runtime: &tokio::runtime::Runtime, config: &MqttConfig, shared: &Shared, 
         }
         runtime.block_on(sleep(shared, jittered(pause, &mut random)));
         pause = (2 * pause).min(Duration::from_secs(config.retry_max_s.into()));
+    }
+    if let Some(seq) = memory.acked {
+        shared.store.delivered(seq);
     }
     shared.state().health = Health::Down;
 }
