@@ -40,7 +40,7 @@ fn appending_and_taking_out_allocates_nothing() {
         }
         let key = store.append(|_, out| (0..turn % 1000 + 1).for_each(|_| out.push('x'))).unwrap();
         // Every third is delivered, so that retention drops others.
-        if key.seq % 3 == 0 {
+        if key.seq.is_multiple_of(3) {
             let oldest = store.peek(&mut payload).unwrap().unwrap();
             store.delivered(oldest.seq);
         }
