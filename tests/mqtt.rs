@@ -93,7 +93,7 @@ fn verdicts_arrive_in_order_and_status_is_kept_by_the_broker() {
     let Some(broker) = Broker::start() else { return common::skip("mqtt", "apt: mosquitto") };
     let plc = Plc::listen(broker.port, VERDICTS);
     let station = Station::start(&config(broker.port));
-    let last = (0..200).map(|_| station.append()).last().unwrap();
+    let last = (0..200).map(|_| station.append()).next_back().unwrap();
     all_from(1, last, &plc);
     station.delivered();
     assert_eq!(station.delivery.health(), Health::Up);
@@ -185,12 +185,12 @@ fn a_slow_broker_delays_verdicts_and_loses_none() {
     let plc = Plc::listen(broker.port, VERDICTS);
     wire.delay(Duration::from_millis(150));
     let station = Station::start(&config(wire.port));
-    let last = (0..12).map(|_| station.append()).last().unwrap();
+    let last = (0..12).map(|_| station.append()).next_back().unwrap();
     all_from(1, last, &plc);
     assert_eq!(station.delivery.state().repeated, 0);
     // Slower than the time-out: none is acknowledged in time, and each is sent again.
     wire.delay(Duration::from_millis(2500));
-    let last = (0..3).map(|_| station.append()).last().unwrap();
+    let last = (0..3).map(|_| station.append()).next_back().unwrap();
     wait_for("the time-out", || station.delivery.health() == Health::Down);
     wire.delay(Duration::ZERO);
     wire.cut();
@@ -438,4 +438,19 @@ fn a_sparkplug_node_waits_for_its_primary_host() {
     say(true);
     assert_eq!((0..3).map(|_| next_sparkplug(&host).0).collect::<Vec<_>>(), expected);
     station.delivered();
+}
+
+#[test]
+fn the_node_red_flow_speaks_on_the_stations_topics() {
+    let flow: serde_json::Value = serde_json::from_str(include_str!("../deploy/plc/node-red-flow.json")).unwrap();
+    let nodes = flow.as_array().unwrap();
+    let defaults = MqttConfig::default();
+    let mut topics = vec![];
+    for node in nodes {
+        for wire in node["wires"].as_array().into_iter().flatten().flat_map(|port| port.as_array().unwrap()) {
+            assert!(nodes.iter().any(|other| other["id"] == *wire), "{wire} leads nowhere");
+        }
+        topics.extend(node["topic"].as_str());
+    }
+    assert_eq!(topics, ["trigger", "verdict", "ack", "status"].map(|word| defaults.topic(word)));
 }

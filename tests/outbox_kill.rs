@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use broker::{Broker, Plc, wait_for};
+use broker::{Broker, Plc, Wire, wait_for};
 use cellgate::outbox::mqtt::{Delivery, MqttConfig, inbox};
 use cellgate::outbox::{Key, OutboxConfig, Store};
 
@@ -89,13 +89,19 @@ fn a_station_killed_at_any_moment_loses_nothing_it_announced_and_announces_nothi
             }
         }
     };
+    // What is on the way to the broker when a station dies does not always get there.
+    let wire = Wire::to(broker.port);
+    wire.delay(Duration::from_millis(2));
     let begin = Instant::now();
-    for _ in 0..kills {
-        let mut child = start(&outbox, broker.port, false);
+    for turn in 0..kills {
+        let mut child = start(&outbox, wire.port, false);
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         // Killed anywhere from the opening of its store to the midst of many deliveries.
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         std::thread::sleep(Duration::from_micros((random >> 33) % 120_000));
+        if turn % 2 == 0 {
+            wire.cut();
+        }
         child.kill().unwrap();
         child.wait().unwrap();
         for line in lines.map_while(Result::ok) {

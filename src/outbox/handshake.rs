@@ -338,6 +338,18 @@ mod tests {
     }
 
     #[test]
+    fn the_documents_describe_every_key() {
+        let mut text = String::new();
+        Handshake::new(HandshakeConfig::default()).write_json(&mut text);
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        for key in value.as_object().unwrap().keys() {
+            assert!(include_str!("../../docs/mqtt.md").contains(&format!("`{key}`")), "docs/mqtt.md: {key}");
+            let schema = include_str!("../../docs/asyncapi.yaml");
+            assert!(schema.contains(&format!("          {key}: {{ type: ")), "docs/asyncapi.yaml: {key}");
+        }
+    }
+
+    #[test]
     fn only_what_changes_the_state_is_to_be_published() {
         let mut handshake = Handshake::new(HandshakeConfig::default());
         assert!(handshake.take(Ready(true)) && !handshake.take(Ready(true)));

@@ -68,6 +68,8 @@ pub(crate) mod faulty {
         pub unsynced: Vec<(usize, Vec<u8>)>,
         /// Calls (writes and syncs) until the next one fails; none: all go well.
         pub fail_in: Option<u32>,
+        /// Nothing can be read.
+        pub unreadable: bool,
         /// How many were made.
         pub calls: u32,
     }
@@ -78,7 +80,14 @@ pub(crate) mod faulty {
 
     impl Faulty {
         pub fn new(bytes: Vec<u8>) -> Self {
-            let disk = Disk { durable: bytes.clone(), cached: bytes, unsynced: vec![], fail_in: None, calls: 0 };
+            let disk = Disk {
+                durable: bytes.clone(),
+                cached: bytes,
+                unsynced: vec![],
+                fail_in: None,
+                unreadable: false,
+                calls: 0,
+            };
             Self(Arc::new(Mutex::new(disk)))
         }
 
@@ -125,6 +134,9 @@ pub(crate) mod faulty {
 
         fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
             let disk = self.0.lock().unwrap();
+            if disk.unreadable {
+                return Err(io::Error::from_raw_os_error(5));
+            }
             let at = at as usize;
             let from = disk.cached.get(at..at + bytes.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
             bytes.copy_from_slice(from);

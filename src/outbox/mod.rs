@@ -112,7 +112,7 @@ pub enum OutboxError {
         seq: u64,
     },
     /// The disk failed before: what it has is not known until the file is opened again.
-    #[error("the outbox {} is not to be trusted since a write failed: it must be opened again", .0.display())]
+    #[error("the outbox {} is not to be trusted since the disk failed: it must be opened again", .0.display())]
     Failed(PathBuf),
     /// A payload is empty or too long.
     #[error("a payload of {0} bytes does not fit into the outbox: 1 to {MAX_PAYLOAD} are allowed")]

@@ -238,7 +238,8 @@ impl<M: Medium> Outbox<M> {
     /// nothing if `payload` has room for [`MAX_PAYLOAD`] bytes.
     ///
     /// # Errors
-    /// If it cannot be read back; [`Outbox::give_up`] goes on to the next.
+    /// If it is damaged: [`Outbox::give_up`] goes on to the next. If the disk cannot be read: then the file must be opened
+    /// again, and nothing is given up.
     pub fn peek(&mut self, payload: &mut Vec<u8>) -> Result<Option<Key>, OutboxError> {
         payload.clear();
         let seq = self.position.tail;
@@ -246,8 +247,11 @@ impl<M: Medium> Outbox<M> {
             return Ok(None);
         }
         let at = self.slot_at(seq);
-        let read = self.medium.read_at(&mut self.slot[..], at);
-        let found = read.ok().and_then(|()| slot::read_slot(&self.slot[..])).filter(|(h, _)| h.key.seq == seq);
+        self.medium.read_at(&mut self.slot[..], at).map_err(|source| {
+            self.failed = true;
+            OutboxError::Io { doing: "read", path: self.path.clone(), source, remedy: "check the disk (`dmesg`)" }
+        })?;
+        let found = slot::read_slot(&self.slot[..]).filter(|(header, _)| header.key.seq == seq);
         let Some((header, bytes)) = found else {
             return Err(OutboxError::Unreadable { path: self.path.clone(), seq });
         };
@@ -305,7 +309,7 @@ impl<M: Medium> Outbox<M> {
         self.slots
     }
 
-    /// Whether a write failed, so that the file must be opened again.
+    /// Whether the disk failed, so that the file must be opened again.
     #[must_use]
     pub fn failed(&self) -> bool {
         self.failed

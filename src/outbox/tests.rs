@@ -176,6 +176,19 @@ fn a_damaged_verdict_among_others_is_dropped_and_the_others_are_delivered() {
 }
 
 #[test]
+fn a_disk_that_cannot_be_read_for_a_while_costs_no_verdict() {
+    let disk = disk(16);
+    let mut outbox = open(&disk);
+    (0..3).for_each(|_| _ = append(&mut outbox).unwrap());
+    disk.0.lock().unwrap().unreadable = true;
+    assert!(matches!(outbox.peek(&mut vec![]), Err(OutboxError::Io { .. })) && outbox.failed());
+    assert!(Outbox::on(disk.clone(), Path::new("test")).is_err());
+    disk.0.lock().unwrap().unreadable = false;
+    drop(outbox);
+    assert_eq!(drain(&mut open(&disk)).len(), 3);
+}
+
+#[test]
 fn a_number_that_was_delivered_is_not_given_again_although_its_slot_is_gone() {
     let disk = disk(16);
     let mut outbox = open(&disk);

@@ -245,6 +245,9 @@ fn carry(mut from: TcpStream, mut to: TcpStream, number: u64, shared: &Shared) {
             Err(_) => break,
         };
         std::thread::sleep(Duration::from_millis(shared.delay_ms.load(Ordering::SeqCst)));
+        if number < shared.cut_below.load(Ordering::SeqCst) {
+            break;
+        }
         dead |= shared.mode.load(Ordering::SeqCst) == SWALLOW;
         if !dead && to.write_all(&bytes[..count]).is_err() {
             break;

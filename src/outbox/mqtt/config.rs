@@ -28,7 +28,7 @@ pub struct MqttConfig {
     /// sent again. Default: 5.
     pub ack_timeout_s: u16,
     /// Longest pause between attempts to connect in seconds, 1 to 600; they begin with a fifth of a second and double.
-    /// Default: 30.
+    /// Default: 5.
     pub retry_max_s: u16,
     /// User name; empty: none. Default: empty.
     pub username: String,
@@ -100,7 +100,7 @@ impl Default for MqttConfig {
             keep_alive_s: 10,
             connect_timeout_s: 5,
             ack_timeout_s: 5,
-            retry_max_s: 30,
+            retry_max_s: 5,
             username: String::new(),
             password_file: None,
             password_env: None,

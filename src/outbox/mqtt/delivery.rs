@@ -193,6 +193,8 @@ pub(super) struct Memory {
     pub too_long: u32,
     /// Number of the next connection, for Sparkplug.
     pub sessions: u64,
+    /// A verdict that the broker has and the store does not know of.
+    pub acked: Option<u64>,
     /// The verdict in hand.
     pub payload: Vec<u8>,
 }
@@ -227,13 +229,16 @@ fn run(runtime: &tokio::runtime::Runtime, config: &MqttConfig, shared: &Shared, 
         runtime.block_on(sleep(shared, jittered(pause, &mut random)));
         pause = (2 * pause).min(Duration::from_secs(config.retry_max_s.into()));
     }
+    if let Some(seq) = memory.acked {
+        shared.store.delivered(seq);
+    }
     shared.state().health = Health::Down;
 }
 
-/// Half to one and a half of it, so that the stations of a line do not all come at once.
+/// Half of it to all of it, so that the stations of a line do not all come at once.
 fn jittered(pause: Duration, random: &mut u64) -> Duration {
     *random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-    pause.mul_f64(0.5 + (*random >> 11) as f64 / (1_u64 << 53) as f64)
+    pause.mul_f64(0.5 + (*random >> 11) as f64 / (1_u64 << 54) as f64)
 }
 
 async fn sleep(shared: &Shared, pause: Duration) {
@@ -254,11 +259,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_are_spread_from_half_to_one_and_a_half() {
+    fn pauses_are_spread_from_half_to_the_whole() {
         let mut random = 1;
         let pauses: Vec<Duration> = (0..1000).map(|_| jittered(Duration::from_secs(2), &mut random)).collect();
-        assert!(pauses.iter().all(|pause| (1.0..3.0).contains(&pause.as_secs_f64())));
-        assert!(pauses.iter().any(|pause| pause.as_secs_f64() < 1.2));
-        assert!(pauses.iter().any(|pause| pause.as_secs_f64() > 2.8));
+        assert!(pauses.iter().all(|pause| (1.0..2.0).contains(&pause.as_secs_f64())));
+        assert!(pauses.iter().any(|pause| pause.as_secs_f64() < 1.1));
+        assert!(pauses.iter().any(|pause| pause.as_secs_f64() > 1.9));
     }
 }

@@ -12,8 +12,9 @@ use super::delivery::{Memory, Say, Shared};
 use super::inbox::{Inbox, Topic};
 use super::link::{self, LinkError};
 use crate::clock::Moment;
+use crate::outbox::Key;
+use crate::outbox::shared::Busy;
 use crate::outbox::sparkplug::{self, Node};
-use crate::outbox::{Key, OutboxError};
 use crate::station::status::Health;
 
 /// What the broker says of the station when it is gone.
@@ -55,6 +56,16 @@ pub(super) struct Session<'a> {
     node: Option<Node>,
     /// Verdicts below this number waited for the connection.
     fresh_from: u64,
+}
+
+/// What became of an attempt to send a verdict.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Offer {
+    Sent,
+    /// None waits, or none may be sent.
+    Nothing,
+    /// The store or the library is busy.
+    Later,
 }
 
 struct Topics {
@@ -167,14 +178,9 @@ impl<'a> Session<'a> {
         if !self.connected {
             return Ok(false);
         }
-        if let Some(flight) = &self.flight {
-            if Instant::now() >= flight.until {
-                let within = self.config.ack_timeout_s;
-                return Err(LinkError::lost(
-                    self.config,
-                    format!("it did not acknowledge a verdict within {within} s"),
-                ));
-            }
+        if self.flight.as_ref().is_some_and(|flight| Instant::now() >= flight.until) {
+            let within = self.config.ack_timeout_s;
+            return Err(LinkError::lost(self.config, format!("it did not acknowledge a verdict within {within} s")));
         }
         if self.deaf_until.is_some_and(|end| Instant::now() >= end) {
             self.deaf_until = None;
@@ -187,8 +193,8 @@ impl<'a> Session<'a> {
         }
         self.say();
         if self.flight.is_none() {
-            let offered = stop.is_none_or(|by| Moment::now() < by) && self.offer();
-            if stop.is_some() && !offered {
+            let offered = self.offer(stop.is_none_or(|by| Moment::now() < by));
+            if stop.is_some() && offered == Offer::Nothing {
                 self.farewell();
             }
         }
@@ -223,27 +229,19 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Sends the next verdict, if one waits; true if it did.
+    /// Sends the next verdict, if one waits.
     ///
     /// Sparkplug demands QoS 0 for data, which nobody acknowledges. So a short message at QoS 1 follows on the same
     /// connection: the broker that acknowledges it has read what came before it.
-    fn offer(&mut self) -> bool {
+    fn offer(&mut self, wanted: bool) -> Offer {
         if self.node.as_ref().is_some_and(|node| !node.born) {
-            return false;
+            return Offer::Nothing;
         }
-        let key = loop {
-            match self.shared.store.peek(&mut self.memory.payload) {
-                Ok(Some(key)) => break key,
-                Ok(None) => return false,
-                Err(OutboxError::Unreadable { seq, .. }) => {
-                    log::error!("verdict {seq} in the outbox is damaged and is not delivered");
-                    self.shared.store.give_up(seq);
-                }
-                Err(error) => {
-                    log::error!("{error}");
-                    return false;
-                }
-            }
+        let key = match self.shared.store.try_next(&mut self.memory.acked, &mut self.memory.payload) {
+            Ok(Some(key)) if wanted => key,
+            Ok(_) => return Offer::Nothing,
+            // Whoever has it wakes us.
+            Err(Busy) => return Offer::Later,
         };
         let sent = match &mut self.node {
             Some(node) => {
@@ -260,14 +258,14 @@ impl<'a> Session<'a> {
             }
         };
         if sent.is_err() {
-            return false;
+            return Offer::Later;
         }
         self.flight = Some(Flight { key: Some(key), packet: None, until: self.ack_by() });
         if self.memory.sent == Some(key) {
             self.shared.state().repeated += 1;
         }
         self.memory.sent = Some(key);
-        true
+        Offer::Sent
     }
 
     fn ack_by(&self) -> Instant {
@@ -289,7 +287,7 @@ impl<'a> Session<'a> {
                 if let Some(flight) = self.flight.take_if(|flight| flight.packet == Some(ack.pkid)) {
                     match flight.key {
                         Some(key) => {
-                            self.shared.store.delivered(key.seq);
+                            self.memory.acked = Some(key.seq);
                             self.shared.state().delivered += 1;
                         }
                         None => drop(self.client.try_disconnect()),
