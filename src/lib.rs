@@ -28,6 +28,7 @@ pub mod camera;
 pub mod classifier;
 pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod display;
 pub mod embedding;
 pub mod eval;

@@ -13,6 +13,7 @@ mod inspect;
 mod judging;
 mod merge;
 mod model;
+mod run;
 mod shared;
 mod synth;
 mod train;
@@ -39,6 +40,7 @@ enum Verb {
     Fit(Box<fit::Args>),
     Train(Box<train::Args>),
     Inspect(inspect::Args),
+    Run(run::Args),
     Merge(merge::Args),
     Calibrate(calibrate::Args),
     Eval(Box<eval::Args>),
@@ -65,6 +67,7 @@ impl Cli {
             Verb::Fit(args) => fit::run(*args),
             Verb::Train(args) => train::run(*args),
             Verb::Inspect(args) => return inspect::run(args),
+            Verb::Run(args) => return run::run(args),
             Verb::Merge(args) => merge::run(args),
             Verb::Calibrate(args) => calibrate::run(args),
             Verb::Eval(args) => eval::run(*args),

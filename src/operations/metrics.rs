@@ -137,18 +137,7 @@ fn cells(to: &mut Exposition<'_>, total: &Counts, recorder: &Recorder) {
 
 fn faults(to: &mut Exposition<'_>, faults: &Faults) {
     to.family("faults_total", "counter", "What went wrong, by kind.");
-    for (kind, count) in [
-        ("missed-frame", faults.missed_frames),
-        ("extra-frame", faults.extra_frames),
-        ("ambiguous", faults.ambiguous),
-        ("lost-frame", faults.lost_frames),
-        ("damaged-frame", faults.damaged_frames),
-        ("deadline", faults.deadlines),
-        ("overrun", faults.overruns),
-        ("camera-restart", faults.camera_restarts),
-        ("unwritten", faults.unwritten),
-        ("bad-message", faults.bad_messages),
-    ] {
+    for (kind, count) in faults.by_name() {
         to.labelled("faults_total", &[("kind", kind)], count);
     }
 }

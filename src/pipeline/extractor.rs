@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::backbone::{Backbone, Pyramid};
 use crate::embedding::Stages;
 use crate::frame::{DecodeError, DecodeLimits, Frame, decode_file_into};
-use crate::preprocess::{Augmentation, Placement, PreprocessConfig, Preprocessor};
+use crate::preprocess::{Augmentation, ConfigError, Placement, PreprocessConfig, Preprocessor};
 use crate::synth::SynthCell;
 use crate::verdict::Invalid;
 
@@ -16,6 +16,11 @@ use super::spent::{Spent, since};
 
 /// The largest frame that buffers are made for at first; an image file may make them grow, a camera's frame may not.
 const DEFAULT_SIDE: usize = 2048;
+
+#[allow(clippy::needless_pass_by_value)] // for `map_err`
+fn unreadable(error: ConfigError) -> Invalid {
+    Invalid::Unreadable(error.to_string())
+}
 
 /// Preprocessing and backbone with all their buffers.
 pub struct Extractor {
@@ -82,7 +87,8 @@ impl Extractor {
         self.drawn = Some(drawn);
         self.spent.images += since(&mut clock);
         let frame = std::mem::replace(&mut self.frame, Frame::new(0, 0, 1));
-        let outcome = self.make_room(frame.width().max(frame.height())).and_then(|()| self.rectify(&frame));
+        let side = frame.width().max(frame.height());
+        let outcome = self.make_room(side).map_err(unreadable).and_then(|()| self.rectify(&frame));
         self.spent.rectify += since(&mut clock);
         self.frame = frame;
         outcome
@@ -98,7 +104,7 @@ impl Extractor {
         let decoded = decode_file_into(path, &self.limits, &mut frame);
         self.spent.images += since(&mut clock);
         let outcome = decoded.map_err(|error| Invalid::Unreadable(chain(&error))).and_then(|()| {
-            self.make_room(frame.width().max(frame.height()))?;
+            self.make_room(frame.width().max(frame.height())).map_err(unreadable)?;
             self.rectify(&frame)
         });
         self.spent.rectify += since(&mut clock);
@@ -106,11 +112,14 @@ impl Extractor {
         outcome
     }
 
-    fn make_room(&mut self, side: usize) -> Result<(), Invalid> {
+    /// Makes the buffers large enough for frames of this side.
+    ///
+    /// # Errors
+    /// If it is too large.
+    pub fn make_room(&mut self, side: usize) -> Result<(), ConfigError> {
         if side > self.side {
             let config = self.preprocessor.config().clone();
-            self.preprocessor = Preprocessor::new(config, self.size(), side, side)
-                .map_err(|error| Invalid::Unreadable(error.to_string()))?;
+            self.preprocessor = Preprocessor::new(config, self.size(), side, side)?;
             self.side = side;
         }
         Ok(())

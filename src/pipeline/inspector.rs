@@ -57,6 +57,15 @@ impl Inspector {
         Ok(Self { model, scorer, classifier })
     }
 
+    /// Makes the buffers large enough for a camera's frames of this size; those larger than 2048 pixels a side are
+    /// refused otherwise.
+    ///
+    /// # Errors
+    /// If they are too large.
+    pub fn make_room(&mut self, width: usize, height: usize) -> Result<(), PipelineError> {
+        Ok(self.scorer.make_room(width.max(height))?)
+    }
+
     /// Judges the cell in a frame.
     pub fn inspect(&mut self, frame: &Frame) -> Verdict {
         let started = Instant::now();

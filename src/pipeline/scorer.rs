@@ -11,7 +11,7 @@ use crate::gaussian::Statistics;
 use crate::gaussian::distance::mahalanobis;
 use crate::heatmap::{Analyser, Regions, Scores};
 use crate::model::Settings;
-use crate::preprocess::{Augmentation, Placement};
+use crate::preprocess::{Augmentation, ConfigError, Placement};
 use crate::simd::Isa;
 use crate::verdict::{Invalid, Latency};
 use crate::workers::Workers;
@@ -111,6 +111,14 @@ impl Scorer {
         let scores = self.analyser.scores(&self.heatmap).ok_or(Invalid::NotFinite);
         self.latency.heatmap_us = lap(&mut clock);
         scores
+    }
+
+    /// Makes the buffers large enough for frames of this side.
+    ///
+    /// # Errors
+    /// If it is too large.
+    pub fn make_room(&mut self, side: usize) -> Result<(), ConfigError> {
+        self.extractor.make_room(side)
     }
 
     /// Whether the backbone computes all four stages, as [`show`](Self::show) asks for.

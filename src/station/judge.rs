@@ -6,6 +6,7 @@ use super::status::{THUMBNAIL, Thumbnail};
 use crate::clock::Date;
 use crate::frame::Frame;
 use crate::pipeline::Inspector;
+use crate::preprocess::sensor::Correction;
 use crate::verdict::{Invalid, Verdict};
 
 /// Looks at a frame and says what it shows. One thread of the station has it to itself.
@@ -20,6 +21,7 @@ const REMEMBERED: usize = 8;
 /// The real one: sensor correction and the inspection by a model.
 pub struct Inspection {
     inspector: Inspector,
+    sensor: Option<Correction>,
     seen: [u64; REMEMBERED],
     next: usize,
     /// Refuse frames whose pixels were there before.
@@ -32,8 +34,8 @@ impl Inspection {
     /// `sensor` corrects the camera's frames; `duplicates` refuses frames with the very pixels of one of the last eight,
     /// which no sensor gives twice; a model made longer than `max_age` ago judges nothing.
     #[must_use]
-    pub fn new(inspector: Inspector, duplicates: bool, max_age: Option<Duration>) -> Self {
-        Self { inspector, seen: [0; REMEMBERED], next: 0, duplicates, max_age }
+    pub fn new(inspector: Inspector, sensor: Option<Correction>, duplicates: bool, max_age: Option<Duration>) -> Self {
+        Self { inspector, sensor, seen: [0; REMEMBERED], next: 0, duplicates, max_age }
     }
 
     fn seen_before(&mut self, frame: &Frame) -> bool {
@@ -57,6 +59,12 @@ impl Judge for Inspection {
             if age.is_none_or(|age| age > max_age.as_secs()) {
                 return Verdict::invalid(Invalid::StaleModel);
             }
+        }
+        if let Some(sensor) = &self.sensor
+            && let Err(error) = sensor.apply(frame)
+        {
+            log::error!("{error}");
+            return Verdict::invalid(Invalid::Internal);
         }
         let verdict = self.inspector.inspect(frame);
         let header = self.inspector.model().header();

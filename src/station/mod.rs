@@ -11,9 +11,12 @@
 //! next frame is captured while this one is judged, and the clock gives `INVALID(deadline)` on time even if the judge hangs.
 //! A panic of the judge is one `INVALID(internal)`.
 
+pub mod appliance;
 pub mod desk;
 pub mod judge;
 pub mod ledger;
+pub mod report;
+pub mod start;
 pub mod status;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -106,6 +106,25 @@ pub struct Faults {
     pub bad_messages: u64,
 }
 
+impl Faults {
+    /// Each counter with the name that machines know it by.
+    pub fn by_name(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        [
+            ("missed-frame", self.missed_frames),
+            ("extra-frame", self.extra_frames),
+            ("ambiguous", self.ambiguous),
+            ("lost-frame", self.lost_frames),
+            ("damaged-frame", self.damaged_frames),
+            ("deadline", self.deadlines),
+            ("overrun", self.overruns),
+            ("camera-restart", self.camera_restarts),
+            ("unwritten", self.unwritten),
+            ("bad-message", self.bad_messages),
+        ]
+        .into_iter()
+    }
+}
+
 /// Everything at one moment.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Status {

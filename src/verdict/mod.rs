@@ -73,6 +73,35 @@ pub enum Invalid {
 }
 
 impl Invalid {
+    /// Every name that [`name`](Self::name) can give, in the order in which a frame could meet them.
+    pub const NAMES: [&str; 25] = [
+        "pairing",
+        "lost-frame",
+        "damaged",
+        "overrun",
+        "duplicate",
+        "stale-model",
+        "unreadable",
+        "no-cell",
+        "uniform",
+        "cropped",
+        "several-cells",
+        "not-quadrilateral",
+        "odd-shape",
+        "dim",
+        "saturated",
+        "blurred",
+        "frame-too-large",
+        "frame-too-small",
+        "not-finite",
+        "backbone",
+        "not-measured",
+        "uncalibrated",
+        "deadline",
+        "internal",
+        "unwritten",
+    ];
+
     /// A short stable name for machines.
     #[must_use]
     pub fn name(&self) -> &'static str {

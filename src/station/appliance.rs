@@ -1,0 +1,536 @@
+//! The whole appliance: a station, and all that brings triggers to it and takes verdicts and states from it.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::desk::{Desk, DeskSettings, Listener, Told};
+use super::start::{self, StartError};
+use super::status::{Health, Status};
+use super::{Line, Parts, Station, report};
+use crate::camera::pairing::Pairer;
+use crate::camera::trigger::Source;
+use crate::clock::Moment;
+use crate::config::Config;
+use crate::display::Display;
+use crate::gpio::{Edges, Reject};
+use crate::model::Model;
+use crate::operations::drift::{Drift, DriftReport};
+use crate::operations::http::{self, Pages, Server};
+use crate::operations::machine::{Machine, Readings};
+use crate::operations::metrics::{self, Recorder, Snapshot};
+use crate::operations::notify::{Notifier, Watchdog};
+use crate::operations::progress::{Progress, Pulse};
+use crate::operations::{MetricsAddress, realtime};
+use crate::outbox::Store;
+use crate::outbox::handshake::{Handshake, Happening};
+use crate::outbox::mqtt::{Command, Delivery, Inbox, Incoming, LinkState, inbox};
+use crate::verdict::payload::About;
+use crate::verdict::{Invalid, Outcome};
+
+/// Messages that can wait to be looked at.
+const MESSAGES: usize = 64;
+/// Threads that wait for others look up so often.
+const TURN: Duration = Duration::from_millis(100);
+/// How often the machine is asked for its temperature.
+const MEASURE: Duration = Duration::from_secs(5);
+/// How often numbers are published.
+const PUBLISH: Duration = Duration::from_secs(10);
+/// How long a thread of the station may stand still before the watchdog starves: longer than any frame, file or line takes
+/// that works.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the listener under the desk's lock shares with the threads that publish.
+struct Ears {
+    recorder: Recorder,
+    drift: Mutex<Drift>,
+    handshake: Mutex<Talk>,
+    /// Something was told, or the handshake changed.
+    news: Condvar,
+}
+
+struct Talk {
+    handshake: Handshake,
+    changed: bool,
+}
+
+impl Ears {
+    fn drift(&self) -> MutexGuard<'_, Drift> {
+        self.drift.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn talk(&self) -> MutexGuard<'_, Talk> {
+        self.handshake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, happening: Happening) {
+        let mut talk = self.talk();
+        if talk.handshake.take(happening) {
+            talk.changed = true;
+            self.news.notify_all();
+        }
+    }
+}
+
+/// Hears each verdict at once: the reject line, counters, drift and the handshake.
+struct Hearing {
+    ears: Arc<Ears>,
+    reject: Option<Reject>,
+}
+
+impl Listener for Hearing {
+    fn triggered(&mut self) {
+        self.ears.take(Happening::Trigger);
+    }
+
+    fn exposed(&mut self) {
+        // A PASS is for the cell before.
+        if let Some(line) = &self.reject {
+            line.reject();
+        }
+        self.ears.take(Happening::Exposed);
+    }
+
+    fn missed(&mut self) {
+        self.ears.take(Happening::NoFrame);
+    }
+
+    fn told(&mut self, told: &Told<'_>) {
+        if let Some(line) = &self.reject {
+            match told.outcome {
+                Outcome::Pass(_) => line.pass(),
+                Outcome::Reject | Outcome::Invalid(_) => line.reject(),
+            }
+        }
+        self.ears.recorder.record(told.said, told.latency_us);
+        self.ears.drift().record(told.said, told.score);
+        if let Some(key) = told.key {
+            self.ears.take(Happening::Verdict(key));
+        }
+    }
+}
+
+/// What is known at one moment, for whoever asks.
+#[derive(Clone)]
+struct Latest {
+    status: Status,
+    drift: DriftReport,
+    readings: Readings,
+}
+
+struct Shared {
+    line: Line,
+    ears: Arc<Ears>,
+    delivery: Delivery,
+    inbox: Inbox,
+    progress: Progress,
+    latest: Mutex<Latest>,
+    stop: AtomicBool,
+    model: [u8; 8],
+}
+
+impl Shared {
+    fn latest(&self) -> MutexGuard<'_, Latest> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    /// Asks everybody how it does.
+    fn look(&self, readings: Readings) -> Latest {
+        let drift = self.ears.drift().report();
+        let mut status = self.line.status();
+        (status.model, status.broker, status.drift) = (self.model, self.delivery.health(), drift.alarm);
+        (status.temperature, status.faults.bad_messages) = (readings.temperature, self.inbox.counts().bad);
+        Latest { status, drift, readings }
+    }
+}
+
+/// A running appliance. Stop it with [`stop`](Self::stop); dropping it ends it without waiting for the broker.
+pub struct Appliance {
+    shared: Arc<Shared>,
+    station: Option<Station>,
+    threads: Vec<JoinHandle<()>>,
+    server: Option<Server>,
+    model: Arc<Model>,
+    camera: String,
+}
+
+impl Appliance {
+    /// Opens everything and starts. The configuration must be valid.
+    ///
+    /// A camera, broker, display or metrics port that is not there does not keep it from starting: what can come later is
+    /// waited for, and the log says so.
+    ///
+    /// # Errors
+    /// What cannot be used at all: model, backbone, calibration, outbox, GPIO lines, a camera that refuses its settings.
+    pub fn start(config: &Config) -> Result<Self, StartError> {
+        realtime::prepare_process(&config.operations);
+        let (model, inspector) = start::inspector(config)?;
+        let camera = start::open_camera(config)?;
+        let judge = start::judge(config, inspector, camera.as_ref())?;
+        let store = Store::open(&config.outbox)?;
+        let header = model.header();
+
+        let drift = Drift::new(&config.operations.drift, header.calibration.as_ref());
+        let handshake = Mutex::new(Talk { handshake: Handshake::new(config.handshake), changed: true });
+        let recorder = Recorder::new(&Invalid::NAMES);
+        let ears = Arc::new(Ears { recorder, drift: Mutex::new(drift), handshake, news: Condvar::new() });
+        let reject = config.gpio.reject.as_ref().map(Reject::open).transpose()?;
+        let edges = match (config.trigger.source, &config.gpio.trigger) {
+            (Source::Gpio, Some(edge)) => Some(Edges::open(edge)?),
+            _ => None,
+        };
+
+        let mut id = [0; 8];
+        id.copy_from_slice(&model.id().to_string().as_bytes()[..8]);
+        let takt = Duration::from_millis((config.station.takt_ms - config.station.margin_ms).into());
+        let grid = header.settings.grid as usize;
+        let about = About { id: None, stamp: None, model: model.id(), grid, cell_mm: config.station.cell_mm };
+        let slots = config.station.slots;
+        let pairer = match config.trigger.source {
+            Source::Frame | Source::Pulse => None,
+            Source::Mqtt => Some(Pairer::new(&config.trigger.pairing, true)),
+            Source::Gpio => Some(Pairer::new(&config.trigger.pairing, false)),
+        };
+        let hearing = Box::new(Hearing { ears: Arc::clone(&ears), reject });
+        let desk = Desk::new(DeskSettings { slots, takt, about }, pairer, Box::new(store.clone()), Some(hearing));
+
+        let mut progress = Progress::default();
+        let now = Moment::now();
+        let beats = ["camera", "judge", "clock"].map(|name| progress.register(name, PATIENCE, now));
+        let metrics_pulse = progress.register("metrics", http::PATIENCE, now);
+        let described = camera.describe();
+        let operations = config.operations.clone();
+        let station = Station::start(Parts {
+            camera,
+            judge: Box::new(judge),
+            desk,
+            slots,
+            on_start: Box::new(move |_| realtime::prepare_thread(&operations)),
+            beat: Box::new(move |part| beats[part as usize].beat()),
+        })?;
+
+        let (inbox, messages) = inbox(MESSAGES);
+        let delivery = Delivery::start(&config.mqtt, store, inbox.clone())?;
+        let line = station.line();
+        let latest = Latest { status: line.status(), drift: DriftReport::default(), readings: Readings::default() };
+        let (latest, stop) = (Mutex::new(latest), AtomicBool::new(false));
+        let shared = Arc::new(Shared { line, ears, delivery, inbox, progress, latest, stop, model: id });
+        let mut appliance = Self {
+            shared: Arc::clone(&shared),
+            station: Some(station),
+            threads: Vec::new(),
+            server: None,
+            model,
+            camera: described,
+        };
+        appliance.server = serve(&config.operations.metrics, &shared, metrics_pulse);
+        let by_message = config.trigger.source == Source::Mqtt;
+        appliance.spawn("messages", move |shared| listen(shared, &messages, by_message))?;
+        if let Some(edges) = edges {
+            appliance.spawn("edges", move |shared| watch_edges(shared, edges))?;
+        }
+        let keeper = Keeper::new(config);
+        appliance.spawn("keeper", move |shared| keeper.run(shared))?;
+        Ok(appliance)
+    }
+
+    fn spawn(&mut self, name: &str, run: impl FnOnce(&Shared) + Send + 'static) -> Result<(), StartError> {
+        let shared = Arc::clone(&self.shared);
+        self.threads.push(std::thread::Builder::new().name(name.into()).spawn(move || run(&shared))?);
+        Ok(())
+    }
+
+    /// Everything at this moment.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.shared.look(self.shared.latest().readings).status
+    }
+
+    /// How delivery does.
+    #[must_use]
+    pub fn link(&self) -> LinkState {
+        self.shared.delivery.state()
+    }
+
+    /// A handle to bring triggers by.
+    #[must_use]
+    pub fn line(&self) -> Line {
+        self.shared.line.clone()
+    }
+
+    /// From exposure to verdict, over all cells so far.
+    #[must_use]
+    pub fn latencies(&self) -> crate::operations::latency::Latencies {
+        self.shared.ears.recorder.latency.read()
+    }
+
+    /// The model in force.
+    #[must_use]
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Which camera it is.
+    #[must_use]
+    pub fn camera(&self) -> &str {
+        &self.camera
+    }
+
+    /// Where metrics are served.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<std::net::SocketAddr> {
+        self.server.as_ref().map(Server::address)
+    }
+
+    /// Whether the camera has come to its end and every cell has its verdict.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.station.as_ref().is_none_or(Station::is_done)
+    }
+
+    /// Whether a thread of the station has died: nothing is to be hoped for but a restart.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.station.as_ref().is_some_and(Station::is_broken)
+    }
+
+    /// Takes no more frames, gives every cell in hand its verdict, delivers for at most `grace` what waits, and ends.
+    pub fn stop(mut self, grace: Duration) -> Status {
+        self.end(grace)
+    }
+
+    fn end(&mut self, grace: Duration) -> Status {
+        if let Some(station) = self.station.take() {
+            station.stop();
+        }
+        let until = Moment::now() + grace;
+        while self.shared.delivery.health() == Health::Up
+            && self.shared.line.status().pending > 0
+            && Moment::now() < until
+        {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.ears.news.notify_all();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so.
+            let _ = thread.join();
+        }
+        self.server = None;
+        self.shared.look(Readings::default()).status
+    }
+}
+
+impl Drop for Appliance {
+    fn drop(&mut self) {
+        self.end(Duration::ZERO);
+    }
+}
+
+/// Brings triggers, acknowledgements and commands from the broker.
+fn listen(shared: &Shared, messages: &Receiver<Incoming>, triggers: bool) {
+    while !shared.stopped() {
+        match messages.recv_timeout(TURN) {
+            Ok(Incoming::Trigger(trigger)) if triggers => shared.line.trigger(trigger),
+            Ok(Incoming::Trigger(_)) => log::warn!("a trigger came by message, but trigger.source is another one"),
+            Ok(Incoming::Ack(key)) => shared.ears.take(Happening::Ack(key)),
+            Ok(Incoming::Command(command)) => obey(shared, command),
+            Ok(Incoming::Bad { topic, why }) => log::warn!("a message was refused: topic={} why={why:?}", topic.word()),
+            Err(RecvTimeoutError::Timeout) => {}
+            // Delivery is not in use: nobody will send.
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+fn obey(shared: &Shared, command: Command) {
+    match command {
+        Command::ShiftReset => shared.line.with_desk(Desk::reset_shift),
+        Command::Status => {
+            let mut text = String::new();
+            report::write_state(&shared.look(Readings::default()).status, &mut text);
+            shared.delivery.set_status(&text);
+        }
+        Command::Metrics => publish_numbers(shared, &shared.look(shared.latest().readings)),
+    }
+    log::info!("a command was obeyed: do={command:?}");
+}
+
+fn publish_numbers(shared: &Shared, latest: &Latest) {
+    let mut text = String::new();
+    report::write_numbers(&latest.status, &shared.ears.recorder.latency.read(), &latest.drift, &mut text);
+    shared.delivery.set_metrics(&text);
+}
+
+/// Brings the edges of a GPIO line.
+fn watch_edges(shared: &Shared, mut edges: Edges) {
+    let mut complained = false;
+    while !shared.stopped() {
+        match edges.next(TURN) {
+            Ok(Some(trigger)) => shared.line.trigger(trigger),
+            Ok(None) => {}
+            Err(error) => {
+                if !complained {
+                    log::error!("{error}");
+                    complained = true;
+                }
+                std::thread::sleep(TURN);
+            }
+        }
+    }
+}
+
+fn serve(address: &MetricsAddress, shared: &Arc<Shared>, pulse: Pulse) -> Option<Server> {
+    let MetricsAddress::At(address) = *address else {
+        pulse.retire();
+        return None;
+    };
+    let pages = Box::new(Served { shared: Arc::downgrade(shared) });
+    Server::start(address, pages, Some(pulse)).map_err(|error| log::error!("{error}")).ok()
+}
+
+/// What is served.
+struct Served {
+    shared: std::sync::Weak<Shared>,
+}
+
+impl Pages for Served {
+    fn metrics(&mut self, out: &mut String) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let Latest { status, drift, readings } = shared.look(shared.latest().readings);
+        let snapshot = Snapshot {
+            status: &status,
+            now: Moment::now(),
+            recorder: &shared.ears.recorder,
+            machine: &readings,
+            drift: &drift,
+            progress: Some(&shared.progress),
+        };
+        metrics::write(&snapshot, out);
+    }
+
+    fn health(&mut self, out: &mut String) -> bool {
+        let Some(shared) = self.shared.upgrade() else { return false };
+        let status = shared.look(shared.latest().readings).status;
+        metrics::write_health(&status, Some(&shared.progress), Moment::now(), out)
+    }
+}
+
+/// The thread that tells everybody how the station does, and feeds the watchdog.
+struct Keeper {
+    display: Option<Display>,
+    show_every: Duration,
+    watchdog: Watchdog,
+    outbox: std::path::PathBuf,
+}
+
+impl Keeper {
+    fn new(config: &Config) -> Self {
+        let (line, station) = (&config.mqtt.line, &config.mqtt.station);
+        let display = Display::open(&config.display, line, station).unwrap_or_else(|error| {
+            log::error!("{error}; going on without a display");
+            None
+        });
+        let notifier = Notifier::from_environment().unwrap_or_else(|error| {
+            log::error!("{error}; systemd is not told");
+            None
+        });
+        Self {
+            display,
+            show_every: Duration::from_millis(config.display.period_ms.into()),
+            watchdog: Watchdog::new(notifier),
+            outbox: config.outbox.path.parent().map(Path::to_owned).unwrap_or_default(),
+        }
+    }
+
+    fn run(mut self, shared: &Shared) {
+        if let Some(notifier) = self.watchdog.notifier()
+            && let Err(error) = notifier.ready()
+        {
+            log::warn!("{error}");
+        }
+        let machine = Machine::new(Path::new("/"));
+        let mut readings = machine.read(Some(&self.outbox));
+        let [mut measured, mut published, mut shown] = [Moment::default(); 3];
+        let (mut state, mut said) = (String::new(), String::new());
+        let mut complained = false;
+        while !shared.stopped() {
+            let now = Moment::now();
+            if now.since(measured) >= MEASURE {
+                (measured, readings) = (now, machine.read(Some(&self.outbox)));
+            }
+            let latest = shared.look(readings);
+            self.watchdog.turn(&shared.progress, now);
+            let up = |health| health == Health::Up;
+            shared.ears.take(Happening::Ready(up(latest.status.camera) && up(latest.status.outbox)));
+            state.clear();
+            report::write_state(&latest.status, &mut state);
+            if state != said {
+                shared.delivery.set_status(&state);
+                said.clone_from(&state);
+                self.tell_systemd(&latest.status);
+            }
+            if now.since(published) >= PUBLISH {
+                published = now;
+                publish_numbers(shared, &latest);
+            }
+            if now.since(shown) >= self.show_every
+                && let Some(display) = &mut self.display
+            {
+                shown = now;
+                match display.show(&latest.status, now) {
+                    Ok(()) => complained = false,
+                    Err(error) if !complained => {
+                        log::error!("{error}");
+                        complained = true;
+                    }
+                    Err(_) => {}
+                }
+            }
+            *shared.latest() = latest;
+            self.talk(shared);
+        }
+        if let Some(notifier) = self.watchdog.notifier() {
+            // Nothing hangs on it any more.
+            let _ = notifier.stopping();
+        }
+    }
+
+    /// Publishes the handshake as soon as it changes, until it is time for another turn.
+    fn talk(&self, shared: &Shared) {
+        let until = Moment::now() + TURN.min(self.show_every);
+        let mut text = String::new();
+        while !shared.stopped() {
+            let wait = until.since(Moment::now());
+            if wait.is_zero() {
+                return;
+            }
+            let mut talk = shared.ears.talk();
+            if !talk.changed {
+                talk = shared.ears.news.wait_timeout(talk, wait).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            if std::mem::take(&mut talk.changed) {
+                text.clear();
+                talk.handshake.write_json(&mut text);
+                drop(talk);
+                shared.delivery.set_handshake(&text);
+            }
+        }
+    }
+
+    fn tell_systemd(&self, status: &Status) {
+        if let Some(notifier) = self.watchdog.notifier() {
+            let text = format!("camera {:?}, broker {:?}, outbox {:?}", status.camera, status.broker, status.outbox);
+            if let Err(error) = notifier.status(&text) {
+                log::warn!("{error}");
+            }
+        }
+    }
+}
