@@ -4,8 +4,8 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::process::Command;
 
-use cellgate::operations::{Level, log};
 use ::log::{LevelFilter, debug, error, info, warn};
+use cellgate::operations::{Level, log};
 
 #[path = "common/counting.rs"]
 mod counting;
@@ -55,7 +55,10 @@ fn people_and_the_journal_get_lines_and_no_flood() {
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines[0], "WARN logging: the camera gives nothing: waited_ms=500");
     assert_eq!(lines[10], "ERROR logging: lost it: try=9");
-    assert!(lines[11].starts_with("ERROR cellgate::operations::log: a thread panicked: no way\u{fffd}out thread=doomed at="));
+    assert!(
+        lines[11]
+            .starts_with("ERROR cellgate::operations::log: a thread panicked: no way\u{fffd}out thread=doomed at=")
+    );
     assert_eq!(lines.len(), 12, "{text}");
     let text = written(true, &[]);
     assert!(text.starts_with("<4>logging: the camera") && text.contains("\n<3>logging: lost it: try=0\n"), "{text}");

@@ -72,7 +72,8 @@ fn panicked(panic: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("unnamed");
     let payload = panic.payload();
-    let words = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let words =
+        payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     let words = words.unwrap_or("without words");
     match panic.location() {
         Some(place) => log::error!("a thread panicked: {words} thread={name} at={}:{}", place.file(), place.line()),
