@@ -8,6 +8,7 @@ mod canvas;
 mod config;
 pub mod framebuffer;
 mod ink;
+mod layout;
 pub mod png;
 mod screen;
 mod small;

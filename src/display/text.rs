@@ -1,6 +1,5 @@
 //! Writing: the small fonts of `embedded-graphics`, enlarged, and large letters for the classes, drawn as strokes.
 
-use std::f32::consts::{FRAC_PI_2, PI, TAU};
 use std::fmt;
 
 use embedded_graphics::mono_font::iso_8859_1::{FONT_5X8, FONT_6X10, FONT_7X13_BOLD, FONT_9X15_BOLD, FONT_10X20};
@@ -191,8 +190,9 @@ pub(crate) enum Letter {
 enum Stroke {
     /// From one point to another.
     Line(f32, f32, f32, f32),
-    /// Around a centre, with a radius, from an angle clockwise by an angle; 0 is to the right.
-    Arc(f32, f32, f32, f32, f32),
+    /// Around a centre, with a radius, clockwise from one direction to another. Directions rather than angles: sums, products
+    /// and roots are the same on every machine.
+    Arc(f32, f32, f32, [f32; 2], [f32; 2]),
 }
 
 /// Width of a letter whose height is 1.
@@ -209,6 +209,12 @@ impl Letter {
         const B: f32 = 1.0 - HALF;
         const X: f32 = WIDE / 2.0;
         const ROUND: f32 = X - HALF;
+        const LEFT: [f32; 2] = [-1.0, 0.0];
+        const UP: [f32; 2] = [0.0, -1.0];
+        const DOWN: [f32; 2] = [0.0, 1.0];
+        // The ends of C lie 23.4° above and below the right, that of the question mark 54° below.
+        const ENDS: [[f32; 2]; 2] = [[0.917_755, -0.397_148], [0.917_755, 0.397_148]];
+        const HOOK: [f32; 2] = [0.587_785, 0.809_017];
         match self {
             Self::A => const { &[Line(L, B, X, T), Line(X, T, R, B), Line(0.2, 0.68, 0.6, 0.68)] },
             Self::B => {
@@ -216,9 +222,9 @@ impl Letter {
                     &[
                         Line(L, T, L, B),
                         Line(L, T, 0.46, T),
-                        Arc(0.46, 0.28, 0.195, 3.0 * FRAC_PI_2, PI),
+                        Arc(0.46, 0.28, 0.195, UP, DOWN),
                         Line(L, 0.475, 0.495, 0.475),
-                        Arc(0.495, 0.695, 0.22, 3.0 * FRAC_PI_2, PI),
+                        Arc(0.495, 0.695, 0.22, UP, DOWN),
                         Line(L, B, 0.495, B),
                     ]
                 }
@@ -226,16 +232,16 @@ impl Letter {
             Self::C => {
                 const {
                     &[
-                        Arc(X, T + ROUND, ROUND, PI, 0.87 * PI),
+                        Arc(X, T + ROUND, ROUND, LEFT, ENDS[0]),
                         Line(L, T + ROUND, L, B - ROUND),
-                        Arc(X, B - ROUND, ROUND, 0.13 * PI, 0.87 * PI),
+                        Arc(X, B - ROUND, ROUND, ENDS[1], LEFT),
                     ]
                 }
             }
             Self::Question => {
                 const {
                     &[
-                        Arc(X, 0.34, 0.255, PI, 1.3 * PI),
+                        Arc(X, 0.34, 0.255, LEFT, HOOK),
                         Line(X + 0.15, 0.546, X, 0.67),
                         Line(X, 0.67, X, 0.70),
                         Line(X, B, X, B - 0.005),
@@ -278,18 +284,26 @@ impl Stroke {
             Self::Line(x0, y0, x1, y1) => {
                 let (dx, dy) = (x1 - x0, y1 - y0);
                 let along = (((x - x0) * dx + (y - y0) * dy) / (dx * dx + dy * dy)).clamp(0.0, 1.0);
-                (x - x0 - along * dx).hypot(y - y0 - along * dy)
+                length(x - x0 - along * dx, y - y0 - along * dy)
             }
-            Self::Arc(cx, cy, radius, from, by) => {
-                let angle = ((y - cy).atan2(x - cx) - from).rem_euclid(TAU);
-                if angle <= by {
-                    return ((x - cx).hypot(y - cy) - radius).abs();
+            Self::Arc(cx, cy, radius, from, to) => {
+                let at = [x - cx, y - cy];
+                let turn = |a: [f32; 2], b: [f32; 2]| a[0] * b[1] - a[1] * b[0];
+                // More than half a circle if the end lies to the left of the beginning.
+                let (after, before) = (turn(from, at) >= 0.0, turn(at, to) >= 0.0);
+                let within = if turn(from, to) >= 0.0 { after && before } else { after || before };
+                if within {
+                    return (length(at[0], at[1]) - radius).abs();
                 }
-                let end = |angle: f32| (x - cx - radius * angle.cos()).hypot(y - cy - radius * angle.sin());
-                end(from).min(end(from + by))
+                let end = |to: [f32; 2]| length(at[0] - radius * to[0], at[1] - radius * to[1]);
+                end(from).min(end(to))
             }
         }
     }
+}
+
+fn length(x: f32, y: f32) -> f32 {
+    (x * x + y * y).sqrt()
 }
 
 #[cfg(test)]

@@ -262,20 +262,6 @@ mod tests {
         drift.record(Said::Class(class.unwrap()), Some(score))
     }
 
-    trait ClassOf {
-        fn class(&self) -> Option<Class>;
-    }
-
-    impl ClassOf for crate::verdict::Outcome {
-        fn class(&self) -> Option<Class> {
-            match self {
-                Self::Pass(class) => Some(*class),
-                Self::Reject => Some(Class::C),
-                Self::Invalid(_) => None,
-            }
-        }
-    }
-
     #[test]
     fn a_line_that_stays_as_it_was_raises_no_alarm_in_a_hundred_thousand_cells() {
         for (seed, cells) in [(1, 50), (2, 100), (3, 200), (4, 1000), (5, 200), (6, 400)] {

@@ -133,6 +133,7 @@ fn a_service_without_a_watchdog_is_told_what_it_lacks() {
     let unit = |text| machine::service(&tree(&[("etc/systemd/system/cellgate.service", text)]).1);
     let good = unit("[Service]\nType=notify\nExecStart=cellgate run\nWatchdogSec=10s\nRestart = on-failure\n");
     assert_eq!(found(&good), Finding::Ok);
+    assert_eq!(found(&unit(include_str!("../../../deploy/station/cellgate.service"))), Finding::Ok, "ours");
     let bad = unit("[Service]\nType=notify\nWatchdogSec=0\nRestart=no\n");
     assert_eq!(found(&bad), Finding::Warn);
     let remedy = bad.remedy.unwrap();
