@@ -149,7 +149,7 @@ fn the_screen_looks_as_recorded() {
     let mut wrong = Vec::new();
     for (name, status) in cases() {
         let more: &[(usize, usize)] = match name {
-            "c" => &[(240, 320), (800, 480)],
+            "c" => &[(240, 320), (240, 240), (800, 480)],
             "invalid" | "trouble" => &[(240, 320)],
             _ => &[],
         };

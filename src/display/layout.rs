@@ -24,9 +24,9 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// Lying screens have the heatmap beside the class, standing ones below it.
+    /// Lying screens have the heatmap beside the class, standing and square ones below it.
     pub(crate) fn of(size: Size) -> Self {
-        let lying = size.width >= size.height;
+        let lying = size.width >= size.height * 5 / 4;
         let base = if lying { (320, 240) } else { (240, 320) };
         let unit = (size.width as f32 / base.0 as f32).min(size.height as f32 / base.1 as f32);
         let px = |length: u32| (length as f32 * unit) as i32;
@@ -40,14 +40,16 @@ impl Places {
             let count_top = lamp_top - px(40);
             let cell_top = count_top - px(24);
             let top = px(18) + gap;
-            let side = cell_top - gap - top;
-            let panel = at(gap, top, inner - side - gap, side);
+            let tall = cell_top - gap - top;
+            // The class comes first.
+            let side = tall.min(inner * 42 / 100);
+            let panel = at(gap, top, inner - side - gap, tall);
             let column = inner / 5;
             let lamp = inner * 53 / 312;
             Self {
                 header,
                 panel,
-                heat: at(wide - gap - side, top, side, side),
+                heat: at(wide - gap - side, top + (tall - side) / 2, side, side),
                 cell: at(gap, cell_top, inner, px(22)),
                 counts: std::array::from_fn(|i| at(gap + column * i as i32, count_top, column, px(36))),
                 lamps: std::array::from_fn(|i| at(gap + lamp * i as i32, lamp_top, lamp, px(20))),

@@ -151,8 +151,9 @@ impl Screen {
                 return self.words(target, at, why, before.as_str(), writing, view);
             }
         };
-        let letter = high - 2 * pad;
-        let corner = at.top_left + Point::new(pad as i32 * 2, pad as i32);
+        // Words have their place beside it.
+        let letter = (high - 2 * pad).min(wide * 11 / 16);
+        let corner = at.top_left + Point::new(pad as i32 * 2, (high - letter) as i32 / 2);
         letter_of(class).draw(target, corner, letter, ink(writing), ink(ground))?;
         let left = pad * 2 + Letter::width(letter) + pad;
         let beside = wide.saturating_sub(left + pad);
@@ -162,12 +163,13 @@ impl Screen {
         face.write(target, word(Said::Class(class)), Point::new(centre, top), Alignment::Center, ink(writing))?;
         top += (face.height() + pad) as i32;
         let face = Face::fit(beside, high / 5, 10);
-        if let Some(score) = view.status.last.as_ref().and_then(|last| last.score) {
-            let score = Words::of(format_args!("score {score:.2}"));
+        let last = view.status.last.as_ref();
+        if let Some(score) = last.and_then(|last| last.score) {
+            let score = shorten(Words::of(format_args!("score {score:.2}")).as_str(), face.room(beside));
             face.write(target, score.as_str(), Point::new(centre, top), Alignment::Center, ink(writing))?;
         }
-        if let Some(last) = &view.status.last {
-            let age = ago(view.now.since(last.at));
+        if let Some(last) = last {
+            let age = shorten(ago(view.now.since(last.at)).as_str(), face.room(beside));
             let top = bottom(at) - (face.height() + pad) as i32;
             face.write(target, age.as_str(), Point::new(centre, top), Alignment::Center, ink(writing))?;
         }
@@ -195,7 +197,7 @@ impl Screen {
         face.write(target, line.as_str(), Point::new(centre, top), Alignment::Center, ink(writing))?;
         if let Some(last) = &view.status.last {
             let age = ago(view.now.since(last.at));
-            let face = Face::fit(wide, high / 6, 10);
+            let face = Face::fit(wide, high / 8, 10);
             let top = bottom(at) - (face.height() + high / 20) as i32;
             face.write(target, age.as_str(), Point::new(centre, top), Alignment::Center, ink(writing))?;
         }

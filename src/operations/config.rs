@@ -161,6 +161,20 @@ mod tests {
     }
 
     #[test]
+    fn the_documented_sections_are_the_defaults() {
+        #[derive(Deserialize)]
+        struct Both {
+            display: crate::display::DisplayConfig,
+            operations: OperationsConfig,
+        }
+        let page = include_str!("../../docs/operations.md");
+        let text = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let both: Both = toml::from_str(text).unwrap();
+        assert_eq!(both.display, crate::display::DisplayConfig::default());
+        assert_eq!(both.operations, OperationsConfig::default());
+    }
+
+    #[test]
     fn a_wrong_value_is_named_with_what_is_allowed() {
         let wrong = OperationsConfig { fifo_priority: 100, ..OperationsConfig::default() };
         let error = wrong.validate().unwrap_err().to_string();

@@ -1,8 +1,9 @@
 //! Whether the line's good cells move away from the fit, and how many cells were lately taken out.
 //!
 //! A calibrated score is the rank of a cell among held-out good cells: up to the threshold, twice the score is the share
-//! of them (below the threshold) that a cell exceeds. While the line is as it was, the cells of class A are such cells, so
-//! that twice their score is spread evenly over 0 to 1. [`Drift`] keeps the last N of them and asks how far the share
+//! of them (below the threshold) that a cell exceeds. While the line is as it was, the cells of class A below the threshold
+//! are such cells, so that twice their score is spread evenly over 0 to 1. [`Drift`] keeps the last N of them and asks how far
+//! the share
 //! above the calibration's median (expected: one half) and above its 90 % quantile (one tenth) is from that.
 //!
 //! The measure is the signed root of the deviance, `z = ±√(2·n·KL(share ‖ expected))`, with `1/n = 1/N + 1/held-out`: the
@@ -140,8 +141,10 @@ impl Drift {
             *count += usize::from(kind == which);
             *count -= usize::from(gone == Some(which));
         }
+        // Below the threshold only: beyond it a classifier may let good cells pass, more or fewer of them than the held-out
+        // cells can tell.
         let good = said == Said::Class(Class::A);
-        if let Some(score) = score.filter(|score| good && score.is_finite()) {
+        if let Some(score) = score.filter(|score| good && (0.0..=DECISION).contains(score)) {
             let gone = self.good.push(score);
             for (above, from) in self.above.iter_mut().zip(FROM) {
                 *above += usize::from(score > from * DECISION);
@@ -337,6 +340,8 @@ mod tests {
             "without a calibration there is nothing to compare with"
         );
         drift.record(Said::Class(Class::A), Some(f32::NAN));
+        drift.record(Said::Class(Class::A), Some(0.51));
+        drift.record(Said::Class(Class::A), None);
         assert_eq!(drift.report().cells, 60);
     }
 

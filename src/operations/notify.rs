@@ -137,14 +137,15 @@ pub enum Fed {
 pub struct Watchdog {
     notifier: Option<Notifier>,
     told: Option<Moment>,
-    withheld: bool,
+    /// Threads that were overdue at the last turn.
+    stuck: usize,
 }
 
 impl Watchdog {
     /// Of this notifier; without one, only logs who does not move.
     #[must_use]
     pub fn new(notifier: Option<Notifier>) -> Self {
-        Self { notifier, told: None, withheld: false }
+        Self { notifier, told: None, stuck: 0 }
     }
 
     /// Whom to tell other things.
@@ -155,19 +156,18 @@ impl Watchdog {
 
     /// To be called at least four times in the interval, from a thread that waits for none of the others.
     pub fn turn(&mut self, progress: &Progress, now: Moment) -> Fed {
-        if progress.overdue(now).next().is_some() {
-            if !self.withheld {
-                for (thread, age) in progress.overdue(now) {
-                    log::error!(
-                        "a thread does not move, the watchdog is not fed: thread={thread} silent_ms={}",
-                        age.as_millis()
-                    );
-                }
+        let stuck = progress.overdue(now).count();
+        let before = std::mem::replace(&mut self.stuck, stuck);
+        if stuck > before {
+            for (thread, age) in progress.overdue(now) {
+                let silent = age.as_millis();
+                log::error!("a thread does not move, the watchdog is not fed: thread={thread} silent_ms={silent}");
             }
-            self.withheld = true;
+        }
+        if stuck > 0 {
             return Fed::Withheld;
         }
-        if std::mem::take(&mut self.withheld) {
+        if before > 0 {
             log::warn!("every thread moves again");
         }
         let Some(notifier) = &self.notifier else { return Fed::Waited };
