@@ -54,6 +54,12 @@ impl Station {
         self.store.append(|key, out| out.push_str(&verdict(key))).unwrap()
     }
 
+    /// Gives the last.
+    fn append_many(&self, count: u64) -> Key {
+        (1..count).for_each(|_| _ = self.append());
+        self.append()
+    }
+
     fn next(&self) -> Incoming {
         self.incoming.recv_timeout(PATIENCE).expect("a message in the inbox")
     }
@@ -93,7 +99,7 @@ fn verdicts_arrive_in_order_and_status_is_kept_by_the_broker() {
     let Some(broker) = Broker::start() else { return common::skip("mqtt", "apt: mosquitto") };
     let plc = Plc::listen(broker.port, VERDICTS);
     let station = Station::start(&config(broker.port));
-    let last = (0..200).map(|_| station.append()).next_back().unwrap();
+    let last = station.append_many(200);
     all_from(1, last, &plc);
     station.delivered();
     assert_eq!(station.delivery.health(), Health::Up);
@@ -122,12 +128,12 @@ fn nothing_is_lost_when_the_broker_is_started_again() {
     let plc = Plc::listen(broker.port, VERDICTS);
     let station = Station::start(&config(broker.port));
     for turn in 0..3 {
-        (0..50).for_each(|_| _ = station.append());
+        station.append_many(50);
         if turn == 1 {
             station.delivered();
         }
         broker.halt();
-        (0..50).for_each(|_| _ = station.append());
+        station.append_many(50);
         wait_for("the loss to be seen", || station.delivery.health() == Health::Down);
         let fault = station.delivery.state().fault.unwrap();
         assert!(fault.contains(&format!("127.0.0.1:{}", broker.port)), "{fault}");
@@ -149,7 +155,7 @@ fn a_connection_that_is_dead_without_a_word_is_made_anew() {
     station.delivered();
     // With verdicts on the way: their acknowledgement does not come.
     wire.swallow();
-    (0..10).for_each(|_| _ = station.append());
+    station.append_many(10);
     wait_for("the time-out", || station.delivery.health() == Health::Down);
     let fault = station.delivery.state().fault.unwrap();
     assert!(fault.contains("did not acknowledge") || fault.contains("not answer"), "{fault}");
@@ -185,12 +191,12 @@ fn a_slow_broker_delays_verdicts_and_loses_none() {
     let plc = Plc::listen(broker.port, VERDICTS);
     wire.delay(Duration::from_millis(150));
     let station = Station::start(&config(wire.port));
-    let last = (0..12).map(|_| station.append()).next_back().unwrap();
+    let last = station.append_many(12);
     all_from(1, last, &plc);
     assert_eq!(station.delivery.state().repeated, 0);
     // Slower than the time-out: none is acknowledged in time, and each is sent again.
     wire.delay(Duration::from_millis(2500));
-    let last = (0..3).map(|_| station.append()).next_back().unwrap();
+    let last = station.append_many(3);
     wait_for("the time-out", || station.delivery.health() == Health::Down);
     wire.delay(Duration::ZERO);
     wire.cut();
@@ -289,7 +295,7 @@ fn tls_needs_the_right_authority_and_the_stations_certificate() {
         assert_eq!(station.delivery.state().connections, 0);
     }
     let station = Station::start(&with("ca.pem", Some("station.pem"), Some("station.key")));
-    (0..20).for_each(|_| _ = station.append());
+    station.append_many(20);
     station.delivered();
 }
 
