@@ -360,7 +360,8 @@ fn create(path: &Path, slots: u32) -> Result<(), OutboxError> {
     let mut file = File::options().write(true).create(true).truncate(false).open(&passing).map_err(io)?;
     lock(&file, path)?;
     if path.try_exists().map_err(io)? {
-        // Another process was faster, and this is its file.
+        // Another process was faster; this is empty.
+        let _ = std::fs::remove_file(&passing);
         return Ok(());
     }
     fill(&mut file, slots).and_then(|()| std::fs::rename(&passing, path)).map_err(io)?;

@@ -14,7 +14,7 @@ use crate::outbox::Key;
 /// Bytes of a message that is looked at; more than any of ours needs.
 pub const MAX_MESSAGE: usize = 4096;
 
-/// A message, understood or not.
+/// A message that was understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Incoming {
     /// A cell lies under the camera.
@@ -23,13 +23,6 @@ pub enum Incoming {
     Ack(Key),
     /// Something is to be done.
     Command(Command),
-    /// It was on one of our topics and was refused.
-    Bad {
-        /// On which: `trigger`, `ack` or `command`.
-        topic: Topic,
-        /// Why.
-        why: Why,
-    },
 }
 
 /// The topics on which the station listens.
@@ -88,21 +81,36 @@ pub enum Why {
 pub struct InboxCounts {
     /// Handed on.
     pub taken: u64,
-    /// Refused, whatever the reason: retained, repeated, too long or malformed.
-    pub bad: u64,
     /// Dropped since the queue was full.
     pub overrun: u64,
+    /// Refused for [`Why::Retained`].
+    pub retained: u64,
+    /// Refused for [`Why::Duplicate`].
+    pub duplicate: u64,
+    /// Refused for [`Why::TooLong`] or [`Why::Malformed`].
+    pub malformed: u64,
+}
+
+impl InboxCounts {
+    /// All that were refused, whatever the reason.
+    #[must_use]
+    pub fn bad(&self) -> u64 {
+        self.retained + self.duplicate + self.malformed
+    }
 }
 
 #[derive(Default)]
 struct Counters {
     taken: AtomicU64,
-    bad: AtomicU64,
     overrun: AtomicU64,
+    retained: AtomicU64,
+    duplicate: AtomicU64,
+    malformed: AtomicU64,
 }
 
 /// The end of the queue at which messages come in. Where it is full the new message is dropped and counted: a trigger that
-/// waited behind so many would be too late in any case, and its cell becomes INVALID for want of it.
+/// waited behind so many would be too late in any case, and its cell becomes INVALID for want of it. What is refused is
+/// counted and takes no place in the queue.
 #[derive(Clone)]
 pub struct Inbox {
     queue: SyncSender<Incoming>,
@@ -120,29 +128,47 @@ impl Inbox {
     /// What became of messages so far.
     #[must_use]
     pub fn counts(&self) -> InboxCounts {
-        let Counters { taken, bad, overrun } = &*self.counters;
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        InboxCounts { taken: get(taken), bad: get(bad), overrun: get(overrun) }
+        InboxCounts {
+            taken: get(&self.counters.taken),
+            overrun: get(&self.counters.overrun),
+            retained: get(&self.counters.retained),
+            duplicate: get(&self.counters.duplicate),
+            malformed: get(&self.counters.malformed),
+        }
     }
 
     /// Takes a message that arrived just now.
     pub(super) fn take(&self, topic: Topic, payload: &[u8], retained: bool, duplicate: bool, at: Moment) {
-        let understood = match topic {
-            _ if retained => Err(Why::Retained),
-            // An acknowledgement says the same twice.
-            Topic::Trigger | Topic::Command if duplicate => Err(Why::Duplicate),
-            _ if payload.len() > MAX_MESSAGE => Err(Why::TooLong),
-            _ => str::from_utf8(payload).map_err(|_| Why::Malformed).and_then(|text| understand(topic, text, at)),
+        let counter = match read(topic, payload, retained, duplicate, at) {
+            Ok(message) if self.queue.try_send(message).is_ok() => &self.counters.taken,
+            Ok(_) => &self.counters.overrun,
+            Err(Why::Retained) => &self.counters.retained,
+            Err(Why::Duplicate) => &self.counters.duplicate,
+            Err(Why::TooLong | Why::Malformed) => &self.counters.malformed,
         };
-        let message = understood.unwrap_or_else(|why| {
-            self.counters.bad.fetch_add(1, Ordering::Relaxed);
-            Incoming::Bad { topic, why }
-        });
-        let counter = match self.queue.try_send(message) {
-            Ok(()) => &self.counters.taken,
-            Err(_) => &self.counters.overrun,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
+        let before = counter.fetch_add(1, Ordering::Relaxed);
+        // The first, and then ever fewer of a flood.
+        if !std::ptr::eq(counter, &raw const self.counters.taken) && (before + 1).is_power_of_two() {
+            let what = read(topic, payload, retained, duplicate, at).err();
+            let what = what.map_or("found the queue full".into(), |why| format!("was refused: {why:?}"));
+            log::warn!(
+                "a message of {} bytes on `{}` {what}; {} of them so far",
+                payload.len(),
+                topic.word(),
+                before + 1
+            );
+        }
+    }
+}
+
+fn read(topic: Topic, payload: &[u8], retained: bool, duplicate: bool, at: Moment) -> Result<Incoming, Why> {
+    match topic {
+        _ if retained => Err(Why::Retained),
+        // An acknowledgement says the same twice.
+        Topic::Trigger | Topic::Command if duplicate => Err(Why::Duplicate),
+        _ if payload.len() > MAX_MESSAGE => Err(Why::TooLong),
+        _ => str::from_utf8(payload).map_err(|_| Why::Malformed).and_then(|text| understand(topic, text, at)),
     }
 }
 
@@ -214,17 +240,15 @@ fn command(text: &str) -> Result<Command, Why> {
 mod tests {
     use super::*;
 
-    fn give(topic: Topic, payload: &[u8]) -> Incoming {
-        let (inbox, queue) = inbox(1);
-        inbox.take(topic, payload, false, false, Moment::from_nanos(5));
-        queue.try_recv().unwrap()
+    fn give(topic: Topic, payload: &[u8]) -> Result<Incoming, Why> {
+        read(topic, payload, false, false, Moment::from_nanos(5))
     }
 
     #[test]
     fn triggers_come_as_json_or_as_the_bare_name() {
         let trigger = |cell: Option<&str>, number, sent_ms| {
             let cell = cell.map(|name| CellId::new(name).unwrap());
-            Incoming::Trigger(Trigger { cell, at: Moment::from_nanos(5), number, sent_ms })
+            Ok(Incoming::Trigger(Trigger { cell, at: Moment::from_nanos(5), number, sent_ms }))
         };
         for (text, expected) in [
             ("{\"id\":\"W-11\",\"n\":123,\"t_ms\":4567}", trigger(Some("W-11"), Some(123), Some(4567))),
@@ -241,12 +265,12 @@ mod tests {
 
     #[test]
     fn acks_and_commands_are_understood() {
-        assert_eq!(give(Topic::Ack, b"{\"boot\":3,\"seq\":9}"), Incoming::Ack(Key { boot: 3, seq: 9 }));
+        assert_eq!(give(Topic::Ack, b"{\"boot\":3,\"seq\":9}"), Ok(Incoming::Ack(Key { boot: 3, seq: 9 })));
         for (word, command) in
             [("shift-reset", Command::ShiftReset), ("status", Command::Status), ("metrics", Command::Metrics)]
         {
             let text = format!("{{\"do\":\"{word}\"}}");
-            assert_eq!(give(Topic::Command, text.as_bytes()), Incoming::Command(command));
+            assert_eq!(give(Topic::Command, text.as_bytes()), Ok(Incoming::Command(command)));
         }
     }
 
@@ -278,12 +302,10 @@ mod tests {
                 deep_id.as_bytes(),
                 long.as_bytes(),
             ] {
-                let message = give(topic, bad);
-                let expected = Incoming::Bad { topic, why: Why::Malformed };
-                assert_eq!(message, expected, "{:?}", String::from_utf8_lossy(bad));
+                assert_eq!(give(topic, bad), Err(Why::Malformed), "{:?}", String::from_utf8_lossy(bad));
             }
             let long = vec![b' '; MAX_MESSAGE + 1];
-            assert_eq!(give(topic, &long), Incoming::Bad { topic, why: Why::TooLong });
+            assert_eq!(give(topic, &long), Err(Why::TooLong));
         }
     }
 
@@ -305,18 +327,30 @@ mod tests {
                 Moment::default(),
             );
         }
-        let bad = |topic, why| Incoming::Bad { topic, why };
-        assert_eq!(
-            queue.try_iter().collect::<Vec<_>>(),
-            [
-                bad(Topic::Trigger, Why::Retained),
-                bad(Topic::Trigger, Why::Duplicate),
-                bad(Topic::Command, Why::Retained),
-                bad(Topic::Ack, Why::Retained),
-                Incoming::Ack(Key { boot: 1, seq: 1 }),
-            ]
-        );
-        assert_eq!(inbox.counts(), InboxCounts { taken: 5, bad: 4, overrun: 0 });
+        let acked = Incoming::Ack(Key { boot: 1, seq: 1 });
+        assert_eq!(queue.try_iter().collect::<Vec<_>>(), [acked]);
+        let expected = InboxCounts { taken: 1, retained: 3, duplicate: 1, ..InboxCounts::default() };
+        assert_eq!((inbox.counts(), expected.bad()), (expected, 4));
+    }
+
+    #[test]
+    fn what_is_refused_takes_no_place_from_triggers() {
+        let (inbox, queue) = inbox(1);
+        for _ in 0..1000 {
+            inbox.take(Topic::Command, b"{", false, false, Moment::default());
+        }
+        inbox.take(Topic::Trigger, b"W-1", false, false, Moment::default());
+        assert!(matches!(queue.try_recv(), Ok(Incoming::Trigger(_))));
+        assert_eq!(inbox.counts(), InboxCounts { taken: 1, malformed: 1000, ..InboxCounts::default() });
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_bring_it_down(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200), json in "[\\[{]?[\"a-z0-9:,{}\\[\\]\\\\]{0,80}") {
+            for topic in Topic::ALL {
+                let _ = (give(topic, &bytes), give(topic, json.as_bytes()));
+            }
+        }
     }
 
     #[test]
@@ -325,7 +359,7 @@ mod tests {
         for name in ["1", "2", "3", "4"] {
             inbox.take(Topic::Trigger, name.as_bytes(), false, false, Moment::default());
         }
-        assert_eq!(inbox.counts(), InboxCounts { taken: 2, bad: 0, overrun: 2 });
+        assert_eq!(inbox.counts(), InboxCounts { taken: 2, overrun: 2, ..InboxCounts::default() });
         assert_eq!(queue.try_iter().count(), 2);
     }
 }

@@ -157,7 +157,8 @@ impl<'a> Session<'a> {
         if let Some(flight) = &self.flight {
             next = next.min(flight.until);
         }
-        for time in [self.deaf_until, self.healed_at].into_iter().flatten() {
+        // Nothing can be done about these before there is a connection.
+        for time in [self.deaf_until, self.healed_at].into_iter().flatten().filter(|_| self.connected) {
             next = next.min(time);
         }
         if let Some(by) = self.shared.stop_by() {
