@@ -44,6 +44,8 @@ pub enum Odd {
     Backwards,
     SameStamp,
     Future,
+    /// A stamp some milliseconds ahead.
+    Early,
     NoStamp,
     /// A buffer that there is none of.
     NoSuchBuffer,
@@ -263,6 +265,7 @@ impl Device for Fake {
             },
             stamp: match odd {
                 Some(Odd::SameStamp) => Some(last),
+                Some(Odd::Early) => Some(stamp + Duration::from_millis(30)),
                 Some(Odd::Future) => Some(stamp + Duration::from_secs(60)),
                 Some(Odd::NoStamp) => None,
                 _ => Some(stamp),

@@ -15,6 +15,9 @@ use crate::clock::Moment;
 /// After a loss the device is looked for this soon, then half as often each time, up to [`LONGEST`].
 const SOONEST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(5);
+/// So far into the future a driver may stamp: some give the end of the exposure before it has come, as `vivid` does. More is
+/// another clock.
+const AHEAD: Duration = Duration::from_secs(1);
 /// A call that is interrupted this often in a row is not going to succeed.
 const INTERRUPTIONS: u32 = 1000;
 
@@ -346,13 +349,15 @@ impl Stream {
             log::warn!("the camera's driver does not stamp by the monotonic clock: frames count from their arrival");
             self.told = true;
         }
-        (shot.sequence, shot.taken) = (buffer.sequence, buffer.stamp.unwrap_or(now));
-        let fault = self.judge(&buffer, shot.taken, now).err().or_else(|| {
+        let stamp = buffer.stamp.unwrap_or(now);
+        // What is here was exposed before now.
+        (shot.sequence, shot.taken) = (buffer.sequence, stamp.min(now));
+        let fault = self.judge(&buffer, stamp, now).err().or_else(|| {
             let memory = self.device.memory(buffer.index);
             layout.unpack(memory.get(..buffer.bytes).unwrap_or_default(), self.stride, &mut shot.frame).err()
         });
         // What comes next is held to this one, however odd: a driver that started anew must not stay stale for ever.
-        self.last = Some((shot.sequence, shot.taken.min(now)));
+        self.last = Some((shot.sequence, stamp.min(now + AHEAD)));
         // The image is here and good whether or not its buffer goes back: a failure is for the next call.
         self.failed = self.queue(buffer.index).err();
         match fault {
@@ -365,14 +370,14 @@ impl Stream {
     }
 
     /// Whether what the driver says of an image can be.
-    fn judge(&self, buffer: &Dequeued, taken: Moment, now: Moment) -> Result<(), &'static str> {
+    fn judge(&self, buffer: &Dequeued, stamp: Moment, now: Moment) -> Result<(), &'static str> {
         if buffer.error {
             return Err("the driver marked it as damaged");
         }
         if buffer.bytes > self.device.memory(buffer.index).len() {
             return Err("the driver says that it is larger than its buffer");
         }
-        if taken > now {
+        if stamp > now + AHEAD {
             return Err("the driver's stamp lies in the future");
         }
         if let Some((sequence, before)) = self.last {
@@ -380,7 +385,7 @@ impl Stream {
             if steps == 0 || steps > u32::MAX / 2 {
                 return Err("it is stale: the driver's count did not go on");
             }
-            if taken <= before {
+            if stamp <= before {
                 return Err("it is stale: the driver's stamp did not go on");
             }
         }
