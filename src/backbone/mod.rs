@@ -40,9 +40,13 @@ pub struct Identity(pub [u8; 32]);
 
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let digits: [u8; 64] = std::array::from_fn(|i| {
+            let byte = self.0[i / 2];
+            DIGITS[usize::from(if i % 2 == 0 { byte >> 4 } else { byte & 15 })]
+        });
         // `{:.12}` gives the first twelve digits.
-        let digits: String = self.0.iter().map(|b| format!("{b:02x}")).collect();
-        f.pad(&digits)
+        f.pad(str::from_utf8(&digits).map_err(|_| fmt::Error)?)
     }
 }
 

@@ -168,7 +168,7 @@ impl CameraConfig {
         check("prepared", self.prepared, self.prepared <= 4096, "0 to 4096")?;
         check("pattern", self.pattern, (0.0..=4.0).contains(&self.pattern), "0 to 4")?;
         self.layout()?;
-        self.synth().validate()?;
+        self.cells().validate()?;
         self.pulse.validate()
     }
 
@@ -186,7 +186,9 @@ impl CameraConfig {
         Layout::explicit(self.format, shift, self.mask.unwrap_or(all))
     }
 
-    fn synth(&self) -> SynthConfig {
+    /// synthetic: what the cells and the optics are like.
+    #[must_use]
+    pub fn cells(&self) -> SynthConfig {
         SynthConfig {
             size: self.size,
             white: self.white,
@@ -220,7 +222,7 @@ pub fn open(config: &CameraConfig) -> Result<Box<dyn Camera>, CameraError> {
         Kind::Replay => Ok(Box::new(Replay::new(&config.folder, period, config.repeat)?)),
         Kind::Synthetic => {
             let settings = synthetic::Settings {
-                synth: config.synth(),
+                synth: config.cells(),
                 seed: config.seed,
                 first: config.first,
                 prepared: config.prepared,

@@ -92,6 +92,12 @@ pub trait Camera: Send {
     /// One line that tells people which camera this is.
     fn describe(&self) -> String;
 
+    /// Whether frames are made when they are asked for: a caller who does not ask loses none. A real camera's are exposed
+    /// when the line says.
+    fn on_demand(&self) -> bool {
+        false
+    }
+
     /// How often the device was opened again. When it rises, the count in [`Shot::sequence`] has started anew and
     /// nothing is known of what was exposed meanwhile.
     fn restarts(&self) -> u64 {

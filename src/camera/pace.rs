@@ -17,6 +17,11 @@ impl Pace {
         Self { period, due: None }
     }
 
+    /// Whether frames come when they are asked for.
+    pub fn on_demand(&self) -> bool {
+        self.period.is_zero()
+    }
+
     /// Waits until the next frame is due and gives the moment, or none if that is not within `patience`. A caller who
     /// comes late misses no frame: the takt begins anew with it.
     pub fn wait(&mut self, patience: Duration) -> Option<Moment> {

@@ -277,6 +277,10 @@ impl Camera for Pulsed {
         }
     }
 
+    fn on_demand(&self) -> bool {
+        self.camera.on_demand()
+    }
+
     fn describe(&self) -> String {
         format!("{}, the lit frame of each pulse", self.camera.describe())
     }

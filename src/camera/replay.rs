@@ -125,6 +125,10 @@ impl Camera for Replay {
         }
     }
 
+    fn on_demand(&self) -> bool {
+        self.pace.on_demand()
+    }
+
     fn describe(&self) -> String {
         let Format { width, height, white } = self.format;
         format!("replay of {} ({} images), {width}×{height}, white {white}", self.folder.display(), self.files.len())

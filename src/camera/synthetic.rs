@@ -178,6 +178,10 @@ impl Camera for Synthetic {
         Ok(())
     }
 
+    fn on_demand(&self) -> bool {
+        self.pace.on_demand()
+    }
+
     fn describe(&self) -> String {
         let SynthConfig { size, white, .. } = self.settings.synth;
         format!("synthetic cells of seed {}, {size}×{size}, white {white}", self.settings.seed)

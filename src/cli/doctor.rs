@@ -6,16 +6,28 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use serde_json::json;
 
+use crate::config::{Config, DEFAULT_PATH};
 use crate::operations::OperationsConfig;
 use crate::operations::doctor::{Broker, Check, Finding, Subject, examine, worst};
+use crate::outbox::mqtt;
+use crate::station::start;
 
 /// Look at everything that a station needs, and say what to do about what is missing.
+///
+/// Opens the camera and takes a frame, opens a session with the broker over TLS and with the password, loads the model with
+/// its backbone, and looks at disk, clock, memory, heat, display and systemd's unit. Stop the station first: a camera has
+/// one user.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
-  cellgate doctor --model line1.cgm --outbox /var/lib/cellgate --broker plc-broker:8883
+#[command(after_help = "Examples:
+  cellgate doctor --config cellgate.toml
+  cellgate doctor --model line1.cgm --outbox /var/lib/cellgate --broker plc-broker:8883     without a configuration
 
 Exits with 1 if the station could not run.")]
 pub struct Args {
+    /// The station's configuration [default: /etc/cellgate/config.toml, unless parts are named].
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["model", "backbone", "outbox", "broker"])]
+    config: Option<PathBuf>,
+
     /// The model.
     #[arg(long, value_name = "MODEL.cgm")]
     model: Option<PathBuf>,
@@ -39,6 +51,42 @@ pub struct Args {
 
 /// Looks.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let parts = args.model.is_some() || args.backbone.is_some() || args.outbox.is_some() || args.broker.is_some();
+    let checks = match &args.config {
+        None if parts => of_parts(&args)?,
+        None => of_config(&Config::load(Path::new(DEFAULT_PATH))?),
+        Some(path) => of_config(&Config::load(path)?),
+    };
+    print(&checks, args.json)?;
+    Ok(if worst(&checks) == Finding::Fail { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// What a configuration names.
+fn of_config(config: &Config) -> Vec<Check> {
+    let broker = (!config.mqtt.host.is_empty()).then(|| Broker {
+        host: &config.mqtt.host,
+        port: config.mqtt.port,
+        session: Some(Box::new(|| match mqtt::try_session(&config.mqtt) {
+            Ok(()) => Ok(format!("takes {:?}", config.mqtt.client())),
+            Err(error) => Err(error.to_string()),
+        })),
+    });
+    let backbone = Some(config.model.backbone.as_path()).filter(|path| !path.as_os_str().is_empty());
+    examine(Subject {
+        model: Some(&config.model.path),
+        backbone,
+        camera: Some(Box::new(|| start::open_camera(config).map_err(|error| error.to_string()))),
+        broker,
+        outbox: config.outbox.path.parent(),
+        outbox_bytes: config.outbox.bytes(),
+        display: Some(&config.display),
+        operations: &config.operations,
+        root: Path::new("/"),
+    })
+}
+
+/// What the command line names.
+fn of_parts(args: &Args) -> anyhow::Result<Vec<Check>> {
     let broker = match &args.broker {
         Some(text) => {
             let (host, port) = host_and_port(text)?;
@@ -46,8 +94,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         None => None,
     };
-    let operations = OperationsConfig::default();
-    let checks = examine(Subject {
+    Ok(examine(Subject {
         model: args.model.as_deref(),
         backbone: args.backbone.as_deref(),
         camera: None,
@@ -55,11 +102,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         outbox: args.outbox.as_deref(),
         outbox_bytes: 0,
         display: None,
-        operations: &operations,
+        operations: &OperationsConfig::default(),
         root: Path::new("/"),
-    });
-    print(&checks, args.json)?;
-    Ok(if worst(&checks) == Finding::Fail { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }))
 }
 
 /// Prints the checks for people, or as JSON.

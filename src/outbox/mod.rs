@@ -61,6 +61,12 @@ impl Default for OutboxConfig {
 }
 
 impl OutboxConfig {
+    /// Bytes that the file takes, about.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        u64::from(self.verdicts) * slot::SLOT as u64
+    }
+
     /// Checks the values.
     ///
     /// # Errors

@@ -146,7 +146,7 @@ impl Shared {
         let drift = self.ears.drift().report();
         let mut status = self.line.status();
         (status.model, status.broker, status.drift) = (self.model, self.delivery.health(), drift.alarm);
-        (status.temperature, status.faults.bad_messages) = (readings.temperature, self.inbox.counts().bad);
+        (status.temperature, status.faults.bad_messages) = (readings.temperature, self.inbox.counts().bad());
         Latest { status, drift, readings }
     }
 }
@@ -342,7 +342,6 @@ fn listen(shared: &Shared, messages: &Receiver<Incoming>, triggers: bool) {
             Ok(Incoming::Trigger(_)) => log::warn!("a trigger came by message, but trigger.source is another one"),
             Ok(Incoming::Ack(key)) => shared.ears.take(Happening::Ack(key)),
             Ok(Incoming::Command(command)) => obey(shared, command),
-            Ok(Incoming::Bad { topic, why }) => log::warn!("a message was refused: topic={} why={why:?}", topic.word()),
             Err(RecvTimeoutError::Timeout) => {}
             // Delivery is not in use: nobody will send.
             Err(RecvTimeoutError::Disconnected) => return,

@@ -77,6 +77,8 @@ struct Shared {
     work: Condvar,
     /// Something has changed that the clock should look at.
     changed: Condvar,
+    /// A slot may have become free.
+    free: Condvar,
     shots: Vec<Mutex<Shot>>,
     stop: AtomicBool,
     /// The camera has come to its end.
@@ -97,6 +99,7 @@ impl Shared {
     fn wake(&self) {
         self.work.notify_all();
         self.changed.notify_all();
+        self.free.notify_all();
     }
 }
 
@@ -123,6 +126,7 @@ impl Station {
             desk: Mutex::new(desk),
             work: Condvar::new(),
             changed: Condvar::new(),
+            free: Condvar::new(),
             shots: (0..slots).map(|_| Mutex::new(shot())).collect(),
             stop: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -211,6 +215,11 @@ fn take_frames(shared: &Shared, camera: &mut dyn Camera, spare: &mut Shot) {
     while !shared.stopped() {
         (shared.beat)(Part::Camera);
         slot = slot.or_else(|| shared.desk().take());
+        if slot.is_none() && camera.on_demand() {
+            // Nothing is lost by not asking.
+            drop(shared.free.wait_timeout(shared.desk(), IDLE));
+            continue;
+        }
         let outcome = match slot {
             Some(slot) => {
                 let mut shot = shared.shots[slot].lock().unwrap_or_else(PoisonError::into_inner);
@@ -284,6 +293,7 @@ fn judge_frames(shared: &Shared, judge: &mut dyn Judge) {
         };
         shared.desk().judged(slot, verdict, &heat, Moment::now());
         shared.changed.notify_all();
+        shared.free.notify_all();
     }
 }
 

@@ -20,7 +20,7 @@ use crate::gpio::GpioError;
 use crate::model::{Model, ModelError};
 use crate::outbox::OutboxError;
 use crate::pipeline::{Inspector, PipelineError};
-use crate::preprocess::sensor::{Calibration, Correction, SensorError};
+use crate::preprocess::sensor::{Correction, SensorError};
 use crate::simd::Isa;
 use crate::workers::Workers;
 
@@ -103,7 +103,7 @@ pub fn judge(config: &Config, mut inspector: Inspector, camera: &dyn Camera) -> 
     let format = camera.format();
     inspector.make_room(format.width, format.height)?;
     let sensor = match &config.camera.calibration {
-        Some(path) => Some(Correction::new(&Calibration::read(path)?, format)?),
+        Some(path) => Some(Correction::load(path, format, &config.camera.exposure())?),
         None => None,
     };
     let days = u64::from(config.model.max_age_days);

@@ -1,5 +1,6 @@
 //! `cellgate demo`: the whole way in under a minute, on cells drawn for the purpose or on the real ones of ELPV.
 
+mod live;
 mod planted;
 mod table;
 
@@ -43,11 +44,12 @@ const ELPV_GOOD: usize = 500;
 /// Cells of ELPV that are judged, by label.
 const ELPV_SAMPLE: [(f32, usize); 4] = [(0.0, 24), (1.0 / 3.0, 8), (2.0 / 3.0, 8), (1.0, 20)];
 
-/// See it work: draw cells, fit on good ones, judge a batch with planted defects. Offline, in about a minute.
+/// See it work: draw cells, fit on good ones, judge a batch with planted defects, run the station. Offline, in about a minute.
 ///
 /// Draws 300 good synthetic cells and fits a model on four in five of them (the rest sets the threshold); then judges 55
 /// others, 29 of them with defects of every kind or in broken frames, and prints each verdict beside the truth. Model,
-/// report, pictures and images stay in a folder. What it gets wrong is shown, not hidden. The same command always draws
+/// report, pictures and images stay in a folder. Last, the station itself runs for ten seconds: a synthetic camera exposes three
+/// cells a second, and each gets its verdict as on a line, with the display's picture beside. What it gets wrong is shown, not hidden. The same command always draws
 /// the same cells.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -65,6 +67,10 @@ pub struct Args {
     /// Where ELPV lies [default: the user's cache folder].
     #[arg(long, value_name = "DIR", env = "CELLGATE_DATA")]
     data_dir: Option<PathBuf>,
+
+    /// Publish the station's verdicts to this MQTT broker, on cellgate/demo/el1/verdict.
+    #[arg(long, value_name = "HOST[:PORT]", conflicts_with = "elpv")]
+    broker: Option<String>,
 
     /// Good synthetic cells to draw; more make a better model.
     #[arg(long, value_name = "N", default_value_t = GOOD, value_parser = clap::value_parser!(u64).range(60..=100_000))]
@@ -124,12 +130,20 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let model = Arc::new(fit(&args.engine, &network, &name, &case, &path, &interrupted)?);
     check(&interrupted)?;
     inspect(&args.engine, &network, &model, &case, &out, &interrupted)?;
+    if !args.elpv {
+        println!();
+        live::run(&out, SEED, args.broker.as_deref(), &interrupted)?;
+        check(&interrupted)?;
+    }
 
     let shown = |name: &str| out.join(name).display().to_string();
     println!("\nAll of it took {:.0} s. In {}:", started.elapsed().as_secs_f64(), out.display());
     println!("  report.html   the page of this batch, worst first: open it in a browser");
     println!("  overlays/     cells that were not class A, with their heatmaps");
     println!("  model.cgm     the fitted model");
+    if !args.elpv {
+        println!("  screen-last-cell.png   what the station's display showed last");
+    }
     println!("\nTry next:");
     println!("  cellgate model show {}", shown("model.cgm"));
     if args.elpv {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rumqttc::{
-    ConnectReturnCode, ConnectionError, LastWill, MqttOptions, NetworkOptions, StateError, TlsConfiguration, TlsError,
-    Transport,
+    AsyncClient, ConnectReturnCode, ConnectionError, LastWill, MqttOptions, NetworkOptions, StateError,
+    TlsConfiguration, TlsError, Transport,
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -123,8 +123,39 @@ pub(super) fn broker(config: &MqttConfig) -> String {
     format!("{}:{}", config.host, config.port)
 }
 
+/// Opens a session as the station would, but for a name of its own, its topics and its last will, and closes it: for
+/// those who only want to know whether it can be had.
+///
+/// # Errors
+/// Why it cannot.
+pub fn try_session(config: &MqttConfig) -> Result<(), LinkError> {
+    let config = MqttConfig { client_id: format!("{}-check", config.client()), ..config.clone() };
+    let mut options = options(&config, None)?;
+    options.set_keep_alive(Duration::from_secs(config.connect_timeout_s.into()));
+    let failed = |error: std::io::Error| LinkError::lost(&config, error.to_string());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let outcome = runtime.block_on(async {
+        let (client, mut events) = AsyncClient::new(options, 2);
+        events.set_network_options(network(&config));
+        let within = Duration::from_secs(config.connect_timeout_s.into());
+        // The first event is the broker's answer.
+        match tokio::time::timeout(within, events.poll()).await {
+            Ok(Ok(_)) => {
+                let _ = client.try_disconnect();
+                // So that the broker hears of it.
+                let _ = tokio::time::timeout(Duration::from_millis(200), events.poll()).await;
+                Ok(())
+            }
+            Ok(Err(error)) => Err(LinkError::of(&config, &error)),
+            Err(_) => Err(LinkError::of(&config, &ConnectionError::NetworkTimeout)),
+        }
+    });
+    runtime.shutdown_background();
+    outcome
+}
+
 /// What the client library needs for one connection. Passwords and certificates are read anew.
-pub(super) fn options(config: &MqttConfig, will: LastWill) -> Result<MqttOptions, LinkError> {
+pub(super) fn options(config: &MqttConfig, will: Option<LastWill>) -> Result<MqttOptions, LinkError> {
     let mut options = MqttOptions::new(config.client(), config.host.as_str(), config.port);
     options
         .set_keep_alive(Duration::from_secs(config.keep_alive_s.into()))
@@ -132,8 +163,10 @@ pub(super) fn options(config: &MqttConfig, will: LastWill) -> Result<MqttOptions
         .set_clean_session(true)
         .set_max_packet_size(MAX_INCOMING, MAX_OUTGOING)
         // We have one verdict in flight. A full window would stop the library from seeing that its client is gone.
-        .set_inflight(8)
-        .set_last_will(will);
+        .set_inflight(8);
+    if let Some(will) = will {
+        options.set_last_will(will);
+    }
     if !config.username.is_empty() {
         options.set_credentials(config.username.as_str(), password(config)?);
     }

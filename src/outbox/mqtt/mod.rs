@@ -16,4 +16,4 @@ mod session;
 pub use config::{MqttConfig, PayloadKind, SparkplugConfig, TlsConfig};
 pub use delivery::{Delivery, LinkState, MAX_TEXT};
 pub use inbox::{Command, Inbox, InboxCounts, Incoming, MAX_MESSAGE, Topic, Why, inbox};
-pub use link::LinkError;
+pub use link::{LinkError, try_session};

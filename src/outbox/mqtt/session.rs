@@ -99,7 +99,7 @@ impl<'a> Session<'a> {
             }
             None => LastWill::new(status, OFFLINE, QoS::AtLeastOnce, true),
         };
-        let (client, mut events) = AsyncClient::new(link::options(config, will)?, REQUESTS);
+        let (client, mut events) = AsyncClient::new(link::options(config, Some(will))?, REQUESTS);
         events.set_network_options(link::network(config));
         let deaf_until = (memory.too_long > 1).then(|| Instant::now() + DEAF);
         Ok(Self {

@@ -1,0 +1,87 @@
+//! At work the station allocates nothing and grows by nothing. A test program of its own, since it counts every allocation
+//! of the process: camera, desk, judge, clock and outbox.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cellgate::backbone::ResNet18;
+use cellgate::backbone::cpu::CpuBackbone;
+use cellgate::camera::synthetic::{Settings, Synthetic};
+use cellgate::model::Model;
+use cellgate::operations::machine::Machine;
+use cellgate::outbox::{OutboxConfig, Store};
+use cellgate::pipeline::Inspector;
+use cellgate::simd::Isa;
+use cellgate::station::desk::{Desk, DeskSettings};
+use cellgate::station::judge::Inspection;
+use cellgate::station::{Parts, Station};
+use cellgate::synth::SynthConfig;
+use cellgate::verdict::payload::About;
+use cellgate::workers::Workers;
+
+mod common;
+
+#[path = "common/counting.rs"]
+mod counting;
+
+use counting::allocations;
+
+const WARM: u64 = 200;
+const CELLS: u64 = 1000;
+
+#[test]
+fn a_thousand_cells_from_camera_to_outbox_allocate_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Arc::new(Model::open(&common::small_model(folder.path(), 64, 16, 24)).unwrap());
+    let (network, workers) = (ResNet18::embedded().unwrap(), Arc::new(Workers::new(2)));
+    let backbone = CpuBackbone::new(&network, 64, Isa::detect(), Arc::clone(&workers)).unwrap();
+    let inspector = Inspector::new(Arc::clone(&model), Box::new(backbone), workers).unwrap();
+    let proportions = [0.6, 0.2, 0.2];
+    let camera = Synthetic::new(Settings {
+        synth: SynthConfig { size: 180, with_id: true, proportions, ..SynthConfig::default() },
+        seed: 3,
+        prepared: 40,
+        period: Duration::ZERO,
+        count: Some(WARM + CELLS + 100),
+        ..Settings::default()
+    });
+    let config = OutboxConfig { path: folder.path().join("outbox"), verdicts: 4096 };
+    let store = Store::open(&config).unwrap();
+    let about = About { id: None, stamp: None, model: model.id(), grid: 16, cell_mm: Some(156.75) };
+    let settings = DeskSettings { slots: 4, takt: Duration::from_secs(20), about };
+    let desk = Desk::new(settings, None, Box::new(store.clone()), None);
+    let station = Station::start(Parts {
+        camera: Box::new(camera.unwrap()),
+        judge: Box::new(Inspection::new(inspector, None, true, Some(Duration::from_secs(1 << 40)))),
+        desk,
+        slots: 4,
+        on_start: Box::new(|_| ()),
+        beat: Box::new(|_| ()),
+    })
+    .unwrap();
+    let (line, machine) = (station.line(), Machine::new(std::path::Path::new("/")));
+    let until = |cells: u64| {
+        let started = Instant::now();
+        while line.status().total.cells() < cells {
+            assert!(started.elapsed() < Duration::from_secs(300), "{:?}", line.status().total);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    until(WARM);
+    let resident = machine.resident();
+    let before = allocations();
+    until(WARM + CELLS);
+    let made = allocations() - before;
+    let grown = machine.resident().zip(resident).map_or(0, |(after, before)| after.saturating_sub(before));
+    assert_eq!(made, 0, "allocations over {CELLS} cells");
+    assert!(grown < 1 << 20, "{grown} bytes grown over {CELLS} cells");
+    while !station.is_done() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let status = line.status();
+    station.stop();
+    let total = status.total;
+    assert_eq!(total.cells(), WARM + CELLS + 100);
+    assert!(total.a > 100 && total.c > 50 && total.invalid == 0, "{total:?}");
+    assert_eq!((store.pending(), status.faults), (total.cells(), Default::default()));
+}
