@@ -50,7 +50,8 @@ fn a_sensor_is_calibrated_and_its_pictures_come_out_as_those_of_a_good_one() {
     let said = works(folder, &format!("snap {camera} --calibration s.cgs -o corrected.png"));
     assert!(said.contains("corrected.png: frame 0 of synthetic cells of seed 7, 240×240, white 4095"), "{said}");
     works(folder, "snap --synthetic --size 240 --white 4095 --seed 7 -o perfect.png");
-    let [raw, corrected, perfect] = ["raw.png", "corrected.png", "perfect.png"].map(|name| roughness(&read(folder, name)));
+    let [raw, corrected, perfect] =
+        ["raw.png", "corrected.png", "perfect.png"].map(|name| roughness(&read(folder, name)));
     assert!(raw > 1.5 * perfect && corrected < 1.1 * perfect, "{raw} {corrected} {perfect}");
     fails(
         folder,
