@@ -388,8 +388,9 @@ mod tests {
 
     #[test]
     fn lost_frames_never_lead_to_a_partial_one_and_hidden_pulses_are_told() {
-        let (levels, unusable, hidden) =
-            run(PulseConfig::default(), 20.013, 4.0, 20_013, |n| super::super::pattern::hash(1, n.into()) % 7 == 0);
+        let (levels, unusable, hidden) = run(PulseConfig::default(), 20.013, 4.0, 20_013, |n| {
+            super::super::pattern::hash(1, n.into()).is_multiple_of(7)
+        });
         assert!(levels.iter().all(|&level| level == 200));
         assert!(unusable > 100 && levels.len() > 400, "{unusable} {}", levels.len());
         assert!(levels.len() as u32 + unusable + hidden >= 950);

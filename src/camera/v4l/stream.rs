@@ -14,7 +14,7 @@ use crate::clock::Moment;
 
 /// After a loss the device is looked for this soon, then half as often each time, up to [`LONGEST`].
 const SOONEST: Duration = Duration::from_millis(100);
-const LONGEST: Duration = Duration::from_secs(5);
+const LONGEST: Duration = Duration::from_secs(2);
 /// So far into the future a driver may stamp: some give the end of the exposure before it has come, as `vivid` does. More is
 /// another clock.
 const AHEAD: Duration = Duration::from_secs(1);
@@ -140,9 +140,10 @@ impl V4l {
         if until_then > patience {
             return Err(CameraError::Lost(self.why.clone()));
         }
+        let first = self.name.is_empty();
         self.open()?;
-        self.restarts += 1;
-        log::info!("opened {} again: {}", self.settings.path.display(), self.name);
+        self.restarts += u64::from(!first);
+        log::info!("opened the camera {}: {}", self.settings.path.display(), self.name);
         Ok(())
     }
 }

@@ -224,6 +224,7 @@ fn a_camera_that_is_not_there_yet_is_waited_for_but_not_longer_than_asked() {
     let mut camera = camera.retry_after(Duration::ZERO);
     assert!(matches!(camera.next(&mut shot(), Duration::ZERO), Err(CameraError::Lost(_))));
     camera.next(&mut shot(), LONG).unwrap();
+    assert_eq!(camera.restarts(), 0, "the first opening is no restart");
     no_sins(&machine, camera);
 }
 

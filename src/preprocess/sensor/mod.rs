@@ -200,13 +200,12 @@ impl Kernel for Rows<'_> {
     unsafe fn run<S: Simd>(self) {
         let Self { places, white, dark, gain, pixels } = self;
         let (shift, full) = (GAIN_BITS + places, u32::from(white));
-        let half = 1 << (shift - 1);
         for ((pixel, &dark), &gain) in pixels.iter_mut().zip(dark).zip(gain) {
             let raw = *pixel;
-            // No more than 16 bits: raw values reach up to white, or are taken for it.
-            let light = (u32::from(raw.min(white)) << places).saturating_sub(u32::from(dark));
-            // 16 bits by 16: the product fits; the rounding may not, and saturates.
-            let value = (light * u32::from(gain)).saturating_add(half) >> shift;
+            // Raw values above white are taken for it, and white leaves room for the places.
+            let light = (raw.min(white) << places).saturating_sub(dark);
+            // 16 bits by 16 fit in 32; rounded half up, without a carry out of them.
+            let value = (((u32::from(light) * u32::from(gain)) >> (shift - 1)) + 1) >> 1;
             *pixel = if raw >= white { white } else { value.min(full) as u16 };
         }
     }
