@@ -9,18 +9,21 @@
 //!
 //! # Rooms
 //!
-//! In the order in which a frame walks through them: [`frame`], [`preprocess`], [`backbone`], [`embedding`],
-//! [`gaussian`], [`heatmap`], [`classifier`], [`verdict`]. [`model`] is what a fit leaves in a file, [`pipeline`] joins
-//! them all, [`eval`] tells how well that works, [`baseline`] holds what it is compared with, and [`synth`] draws cells to
-//! try it on; [`sampling`], [`simd`], [`workers`] and [`whole_file`] serve whoever needs them. Each room uses those before
-//! it; the other way goes only what must be agreed on, such as the
+//! In the order in which a frame walks through them: [`frame`], [`camera`] and [`gpio`] (where it comes from, and which
+//! cell it shows), [`preprocess`], [`backbone`], [`embedding`], [`gaussian`], [`heatmap`], [`classifier`], [`verdict`].
+//! [`model`] is what a fit leaves in a file, [`pipeline`] joins them all. [`station`] runs them on a line, [`outbox`] brings
+//! its verdicts to the broker, [`display`] and [`operations`] show how it does, and [`config`] says how all of it is set up.
+//! [`eval`] tells how well the method works, [`baseline`] holds what it is compared with, and [`synth`] draws cells to
+//! try it on; [`clock`], [`sampling`], [`simd`], [`workers`] and [`whole_file`] serve whoever needs them. Each room uses
+//! those before it; the other way goes only what must be agreed on, such as the
 //! backbone's input, to which [`preprocess`] normalises. Nothing uses the command line, [`cli`].
 //!
 //! # Principles
 //!
 //! 1. Never pass a cell in doubt: whatever cannot be judged becomes `INVALID` with a named reason.
 //! 2. After start, the frame path allocates nothing: every buffer's size is known before the first frame.
-//! 3. One result on every machine: each SIMD path is held to the scalar reference by the same tests.
+//! 3. A verdict is durable before it is told, and every frame and trigger gets exactly one.
+//! 4. One result on every machine: each SIMD path is held to the scalar reference by the same tests.
 
 pub mod backbone;
 pub mod baseline;

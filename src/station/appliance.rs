@@ -479,6 +479,8 @@ impl Keeper {
             if now.since(published) >= PUBLISH {
                 published = now;
                 publish_numbers(shared, &latest);
+                // For a PLC that has come since.
+                shared.ears.talk().changed = true;
             }
             if now.since(shown) >= self.show_every
                 && let Some(display) = &mut self.display
