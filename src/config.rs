@@ -198,7 +198,12 @@ impl StationConfig {
 
 impl TriggerConfig {
     fn validate(&self, station: &StationConfig, mqtt: &MqttConfig, gpio: &GpioConfig) -> Result<(), String> {
-        let PairingConfig { delay_ms, window_ms, grace_ms, .. } = self.pairing;
+        let PairingConfig { delay_ms, window_ms, grace_ms, confirm, late_ms, .. } = self.pairing;
+        if !(2..=1000).contains(&confirm) || late_ms > 10_000 {
+            return Err(format!(
+                "pairing: confirm = {confirm}: 2 to 1000 are allowed; late-ms = {late_ms}: 0 to 10000 are allowed"
+            ));
+        }
         match self.source {
             Source::Mqtt if mqtt.host.is_empty() => {
                 return Err("source = \"mqtt\" needs a broker: set host in [mqtt]".into());
@@ -263,6 +268,7 @@ mod tests {
             ("[trigger]\nsource = \"mqtt\"\n", "[trigger] source = \"mqtt\" needs a broker"),
             ("[trigger]\nsource = \"gpio\"\n", "[trigger] source = \"gpio\" needs a line"),
             ("[trigger]\nsource = \"mqtt\"\npairing = { window-ms = 500 }\n[mqtt]\nhost = \"b\"\n", "must stay below"),
+            ("[trigger]\npairing = { confirm = 0 }\n", "confirm = 0: 2 to 1000"),
             ("[mqtt\n", "c.toml"),
             ("model = 3\n", "c.toml"),
         ] {

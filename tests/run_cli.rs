@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-mod common;
 #[path = "common/broker.rs"]
 mod broker;
+mod common;
 
 use broker::{Broker, Plc};
 
@@ -124,10 +124,14 @@ fn cells_that_are_announced_by_message_get_their_verdict_under_their_name() {
     );
     let config = configuration(folder.path(), &more);
     let plc = Plc::listen(broker.port, "cellgate/l7/el2/verdict");
-    let mut station = Station(cellgate(&["run", "--json", "--config"]).arg(&config).stdout(Stdio::piped()).spawn().unwrap());
+    let mut station =
+        Station(cellgate(&["run", "--json", "--config"]).arg(&config).stdout(Stdio::piped()).spawn().unwrap());
     // A frame without a trigger is nobody's cell, and is refused.
     let stranger = verdict(&plc);
-    assert_eq!((&stranger["outcome"], &stranger["reason"], &stranger["id"]), (&"INVALID".into(), &"pairing".into(), &Value::Null));
+    assert_eq!(
+        (&stranger["outcome"], &stranger["reason"], &stranger["id"]),
+        (&"INVALID".into(), &"pairing".into(), &Value::Null)
+    );
     // It was decided 800 ms after its exposure; the next one is 2000 ms after that.
     let mut next = Instant::now() + Duration::from_millis(1200);
     let mut seen = Vec::new();

@@ -8,14 +8,18 @@ use cellgate::backbone::ResNet18;
 use cellgate::backbone::cpu::CpuBackbone;
 use cellgate::camera::synthetic::{Settings, Synthetic};
 use cellgate::model::Model;
+use cellgate::operations::drift::{Drift, DriftConfig};
 use cellgate::operations::machine::Machine;
+use cellgate::operations::metrics::Recorder;
 use cellgate::outbox::{OutboxConfig, Store};
 use cellgate::pipeline::Inspector;
 use cellgate::simd::Isa;
 use cellgate::station::desk::{Desk, DeskSettings};
 use cellgate::station::judge::Inspection;
+use cellgate::station::scribe::{Listener, Scribe, Told};
 use cellgate::station::{Parts, Station};
 use cellgate::synth::SynthConfig;
+use cellgate::verdict::Invalid;
 use cellgate::verdict::payload::About;
 use cellgate::workers::Workers;
 
@@ -25,6 +29,19 @@ mod common;
 mod counting;
 
 use counting::allocations;
+
+/// What the appliance counts of each verdict.
+struct Counter {
+    recorder: Recorder,
+    drift: Drift,
+}
+
+impl Listener for Counter {
+    fn told(&mut self, told: &Told<'_>) {
+        self.recorder.record(told.said, told.latency_us);
+        self.drift.record(told.said, told.score);
+    }
+}
 
 const WARM: u64 = 200;
 const CELLS: u64 = 1000;
@@ -48,12 +65,16 @@ fn a_thousand_cells_from_camera_to_outbox_allocate_nothing() {
     let config = OutboxConfig { path: folder.path().join("outbox"), verdicts: 4096 };
     let store = Store::open(&config).unwrap();
     let about = About { id: None, stamp: None, model: model.id(), grid: 16, cell_mm: Some(156.75) };
-    let settings = DeskSettings { slots: 4, takt: Duration::from_secs(20), about };
-    let desk = Desk::new(settings, None, Box::new(store.clone()), None);
+    let takt = Duration::from_secs(20);
+    let desk = Desk::new(DeskSettings { slots: 4, takt }, None, None);
+    let counter =
+        Counter { recorder: Recorder::new(&Invalid::NAMES), drift: Drift::new(&DriftConfig::default(), None) };
+    let scribe = Scribe::new(Box::new(store.clone()), Some(Box::new(counter)), about, takt);
     let station = Station::start(Parts {
         camera: Box::new(camera.unwrap()),
         judge: Box::new(Inspection::new(inspector, None, true, Some(Duration::from_secs(1 << 40)))),
         desk,
+        scribe,
         slots: 4,
         on_start: Box::new(|_| ()),
         beat: Box::new(|_| ()),

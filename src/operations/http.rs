@@ -67,9 +67,22 @@ impl Server {
     /// If the address cannot be had.
     pub fn start(address: SocketAddr, pages: Box<dyn Pages>, pulse: Option<Pulse>) -> Result<Self, HttpError> {
         let failed = |error| HttpError::Bind { address, error };
-        let listener = TcpListener::bind(address).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        let bound = listener.local_addr().map_err(failed)?;
+        let listen = || {
+            let listener = TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            let bound = listener.local_addr()?;
+            Ok((listener, bound))
+        };
+        let (listener, bound) = match listen() {
+            Ok(listening) => listening,
+            Err(error) => {
+                // There will be no thread to wait for.
+                if let Some(pulse) = pulse {
+                    pulse.retire();
+                }
+                return Err(failed(error));
+            }
+        };
         if !bound.ip().is_loopback() {
             log::warn!("metrics can be read from other machines: address={bound}");
         }

@@ -54,8 +54,12 @@ pub enum Happening {
     Exposed,
     /// The oldest trigger without a frame will have none.
     NoFrame,
-    /// A verdict is durable.
+    /// A verdict on a cell that was triggered, or that needs no trigger, is durable.
     Verdict(Key),
+    /// A verdict on something that nobody triggered is durable.
+    Stray(Key),
+    /// The verdict on a triggered cell could not be made durable: there will be none.
+    Unwritten,
     /// The PLC has taken this verdict and all before it.
     Ack(Key),
 }
@@ -114,7 +118,12 @@ impl Handshake {
             }
             // A frame that nobody asked for; its verdict tells of it.
             Happening::Exposed | Happening::NoFrame => {}
-            Happening::Verdict(key) => self.verdict(key),
+            Happening::Verdict(key) => {
+                self.completed();
+                self.verdict(key);
+            }
+            Happening::Stray(key) => self.verdict(key),
+            Happening::Unwritten => self.completed(),
             Happening::Ack(key) => self.ack(key),
         }
         before
@@ -130,16 +139,18 @@ impl Handshake {
             )
     }
 
+    fn completed(&mut self) {
+        self.completed = (self.completed + 1).min(self.triggers);
+        // Whoever has a verdict needs no frame any more.
+        self.exposed = self.exposed.max(self.completed);
+    }
+
     fn verdict(&mut self, key: Key) {
         // What was there before this start is for the broker alone.
         if self.last.is_none_or(|last| last.boot != key.boot) {
             self.acked = key.seq.saturating_sub(1);
         }
         self.last = Some(key);
-        // Not every verdict has a trigger: a frame may have come alone.
-        self.completed = (self.completed + 1).min(self.triggers);
-        // Whoever has a verdict needs no frame any more.
-        self.exposed = self.exposed.max(self.completed);
         if self.config.results > 0 && self.waiting() > u64::from(self.config.results) {
             self.overrun = true;
         }

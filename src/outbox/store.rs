@@ -129,7 +129,14 @@ impl<M: Medium> Outbox<M> {
         let mut valid = vec![0_u64; self.slots as usize];
         for (first, seqs) in (0_u64..).step_by(512).zip(valid.chunks_mut(512)) {
             let bytes = &mut chunk[..seqs.len() * SLOT];
-            self.medium.read_at(bytes, SLOTS_AT + first * SLOT as u64)?;
+            if self.medium.read_at(bytes, SLOTS_AT + first * SLOT as u64).is_err() {
+                // One bad sector must not cost the others, nor the next start.
+                for (index, bytes) in (first..).zip(bytes.chunks_mut(SLOT)) {
+                    if self.medium.read_at(bytes, SLOTS_AT + index * SLOT as u64).is_err() {
+                        bytes.fill(0);
+                    }
+                }
+            }
             for ((index, seq), bytes) in (first..).zip(seqs).zip(bytes.chunks(SLOT)) {
                 // A slot that lies in the wrong place is as good as damaged.
                 let Some((header, _)) = slot::read_slot(bytes).filter(|(h, _)| h.key.seq % self.slots == index) else {

@@ -7,7 +7,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::desk::{Desk, DeskSettings, Listener, Told};
+use super::desk::{Desk, DeskSettings, Watcher};
+use super::scribe::{Listener, Scribe, Told};
 use super::start::{self, StartError};
 use super::status::{Health, Status};
 use super::{Line, Parts, Station, report};
@@ -16,7 +17,7 @@ use crate::camera::trigger::Source;
 use crate::clock::Moment;
 use crate::config::Config;
 use crate::display::Display;
-use crate::gpio::{Edges, Reject};
+use crate::gpio::{EdgeConfig, Edges, Reject};
 use crate::model::Model;
 use crate::operations::drift::{Drift, DriftReport};
 use crate::operations::http::{self, Pages, Server};
@@ -75,40 +76,63 @@ impl Ears {
     }
 }
 
-/// Hears each verdict at once: the reject line, counters, drift and the handshake.
-struct Hearing {
+/// Sees what happens at the desk, for handshake and reject line.
+struct Watching {
     ears: Arc<Ears>,
-    reject: Option<Reject>,
+    reject: Option<Arc<Reject>>,
 }
 
-impl Listener for Hearing {
+impl Watching {
+    /// A PASS was for the cell before.
+    fn reject(&self) {
+        if let Some(line) = &self.reject {
+            line.reject();
+        }
+    }
+}
+
+impl Watcher for Watching {
     fn triggered(&mut self) {
         self.ears.take(Happening::Trigger);
     }
 
     fn exposed(&mut self) {
-        // A PASS is for the cell before.
-        if let Some(line) = &self.reject {
-            line.reject();
-        }
+        self.reject();
         self.ears.take(Happening::Exposed);
     }
 
     fn missed(&mut self) {
+        self.reject();
         self.ears.take(Happening::NoFrame);
     }
 
+    fn blinded(&mut self) {
+        self.reject();
+    }
+}
+
+/// Hears each verdict once it is durable: the reject line, counters, drift and the handshake.
+struct Hearing {
+    ears: Arc<Ears>,
+    reject: Option<Arc<Reject>>,
+}
+
+impl Listener for Hearing {
     fn told(&mut self, told: &Told<'_>) {
         if let Some(line) = &self.reject {
             match told.outcome {
-                Outcome::Pass(_) => line.pass(),
-                Outcome::Reject | Outcome::Invalid(_) => line.reject(),
+                // With a newer cell under the camera an edge would be taken for that one's.
+                Outcome::Pass(_) if told.newest => line.pass(),
+                _ => line.reject(),
             }
         }
         self.ears.recorder.record(told.said, told.latency_us);
         self.ears.drift().record(told.said, told.score);
-        if let Some(key) = told.key {
-            self.ears.take(Happening::Verdict(key));
+        match (told.key, told.asked) {
+            (Some(key), true) => self.ears.take(Happening::Verdict(key)),
+            (Some(key), false) => self.ears.take(Happening::Stray(key)),
+            (None, true) => self.ears.take(Happening::Unwritten),
+            (None, false) => {}
         }
     }
 }
@@ -123,11 +147,14 @@ struct Latest {
 
 struct Shared {
     line: Line,
+    store: Store,
     ears: Arc<Ears>,
     delivery: Delivery,
     inbox: Inbox,
     progress: Progress,
     latest: Mutex<Latest>,
+    /// No more cells are taken.
+    closing: AtomicBool,
     stop: AtomicBool,
     model: [u8; 8],
 }
@@ -145,8 +172,10 @@ impl Shared {
     fn look(&self, readings: Readings) -> Latest {
         let drift = self.ears.drift().report();
         let mut status = self.line.status();
+        (status.pending, status.dropped) = (self.store.pending(), self.store.dropped());
         (status.model, status.broker, status.drift) = (self.model, self.delivery.health(), drift.alarm);
-        (status.temperature, status.faults.bad_messages) = (readings.temperature, self.inbox.counts().bad());
+        let counts = self.inbox.counts();
+        (status.temperature, status.faults.bad_messages) = (readings.temperature, counts.bad() + counts.overrun);
         Latest { status, drift, readings }
     }
 }
@@ -171,7 +200,14 @@ impl Appliance {
     /// What cannot be used at all: model, backbone, calibration, outbox, GPIO lines, a camera that refuses its settings.
     pub fn start(config: &Config) -> Result<Self, StartError> {
         realtime::prepare_process(&config.operations);
-        let (model, inspector) = start::inspector(config)?;
+        // The threads that share a cell's work are made here: they get cores and priority from the one that makes them.
+        let (model, inspector) = std::thread::scope(|scope| {
+            let made = scope.spawn(|| {
+                realtime::prepare_thread(&config.operations);
+                start::inspector(config)
+            });
+            made.join().unwrap_or_else(|_| Err(StartError::Threads(std::io::Error::other("making the judge failed"))))
+        })?;
         let camera = start::open_camera(config)?;
         let judge = start::judge(config, inspector, camera.as_ref())?;
         let store = Store::open(&config.outbox)?;
@@ -181,7 +217,7 @@ impl Appliance {
         let handshake = Mutex::new(Talk { handshake: Handshake::new(config.handshake), changed: true });
         let recorder = Recorder::new(&Invalid::NAMES);
         let ears = Arc::new(Ears { recorder, drift: Mutex::new(drift), handshake, news: Condvar::new() });
-        let reject = config.gpio.reject.as_ref().map(Reject::open).transpose()?;
+        let reject = config.gpio.reject.as_ref().map(Reject::open).transpose()?.map(Arc::new);
         let edges = match (config.trigger.source, &config.gpio.trigger) {
             (Source::Gpio, Some(edge)) => Some(Edges::open(edge)?),
             _ => None,
@@ -189,7 +225,8 @@ impl Appliance {
 
         let mut id = [0; 8];
         id.copy_from_slice(&model.id().to_string().as_bytes()[..8]);
-        let takt = Duration::from_millis((config.station.takt_ms - config.station.margin_ms).into());
+        let takt = Duration::from_millis(config.station.takt_ms.into());
+        let in_time = takt - Duration::from_millis(config.station.margin_ms.into());
         let grid = header.settings.grid as usize;
         let about = About { id: None, stamp: None, model: model.id(), grid, cell_mm: config.station.cell_mm };
         let slots = config.station.slots;
@@ -198,30 +235,45 @@ impl Appliance {
             Source::Mqtt => Some(Pairer::new(&config.trigger.pairing, true)),
             Source::Gpio => Some(Pairer::new(&config.trigger.pairing, false)),
         };
+        let watching = Box::new(Watching { ears: Arc::clone(&ears), reject: reject.clone() });
+        let desk = Desk::new(DeskSettings { slots, takt: in_time }, pairer, Some(watching));
         let hearing = Box::new(Hearing { ears: Arc::clone(&ears), reject });
-        let desk = Desk::new(DeskSettings { slots, takt, about }, pairer, Box::new(store.clone()), Some(hearing));
+        let scribe = Scribe::new(Box::new(store.clone()), Some(hearing), about, takt);
 
         let mut progress = Progress::default();
         let now = Moment::now();
-        let beats = ["camera", "judge", "clock"].map(|name| progress.register(name, PATIENCE, now));
+        let beats = ["camera", "judge", "clock", "scribe"].map(|name| progress.register(name, PATIENCE, now));
         let metrics_pulse = progress.register("metrics", http::PATIENCE, now);
+        let messages_pulse = progress.register("messages", PATIENCE, now);
+        let edges_pulse = edges.as_ref().map(|_| progress.register("edges", PATIENCE, now));
         let described = camera.describe();
         let operations = config.operations.clone();
         let station = Station::start(Parts {
             camera,
             judge: Box::new(judge),
             desk,
+            scribe,
             slots,
             on_start: Box::new(move |_| realtime::prepare_thread(&operations)),
             beat: Box::new(move |part| beats[part as usize].beat()),
         })?;
 
         let (inbox, messages) = inbox(MESSAGES);
-        let delivery = Delivery::start(&config.mqtt, store, inbox.clone())?;
+        let delivery = Delivery::start(&config.mqtt, store.clone(), inbox.clone())?;
         let line = station.line();
         let latest = Latest { status: line.status(), drift: DriftReport::default(), readings: Readings::default() };
-        let (latest, stop) = (Mutex::new(latest), AtomicBool::new(false));
-        let shared = Arc::new(Shared { line, ears, delivery, inbox, progress, latest, stop, model: id });
+        let shared = Arc::new(Shared {
+            line,
+            store,
+            ears,
+            delivery,
+            inbox,
+            progress,
+            latest: Mutex::new(latest),
+            closing: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            model: id,
+        });
         let mut appliance = Self {
             shared: Arc::clone(&shared),
             station: Some(station),
@@ -232,9 +284,9 @@ impl Appliance {
         };
         appliance.server = serve(&config.operations.metrics, &shared, metrics_pulse);
         let by_message = config.trigger.source == Source::Mqtt;
-        appliance.spawn("messages", move |shared| listen(shared, &messages, by_message))?;
-        if let Some(edges) = edges {
-            appliance.spawn("edges", move |shared| watch_edges(shared, edges))?;
+        appliance.spawn("messages", move |shared| listen(shared, &messages, by_message, messages_pulse))?;
+        if let (Some(edges), Some(pulse), Some(edge)) = (edges, edges_pulse, config.gpio.trigger.clone()) {
+            appliance.spawn("edges", move |shared| watch_edges(shared, edges, &edge, pulse))?;
         }
         let keeper = Keeper::new(config);
         appliance.spawn("keeper", move |shared| keeper.run(shared))?;
@@ -307,14 +359,13 @@ impl Appliance {
     }
 
     fn end(&mut self, grace: Duration) -> Status {
+        self.shared.closing.store(true, Ordering::Release);
+        self.shared.ears.take(Happening::Ready(false));
         if let Some(station) = self.station.take() {
             station.stop();
         }
         let until = Moment::now() + grace;
-        while self.shared.delivery.health() == Health::Up
-            && self.shared.line.status().pending > 0
-            && Moment::now() < until
-        {
+        while self.shared.delivery.health() == Health::Up && self.shared.store.pending() > 0 && Moment::now() < until {
             std::thread::sleep(Duration::from_millis(10));
         }
         self.shared.stop.store(true, Ordering::Release);
@@ -335,18 +386,21 @@ impl Drop for Appliance {
 }
 
 /// Brings triggers, acknowledgements and commands from the broker.
-fn listen(shared: &Shared, messages: &Receiver<Incoming>, triggers: bool) {
+fn listen(shared: &Shared, messages: &Receiver<Incoming>, triggers: bool, pulse: Pulse) {
     while !shared.stopped() {
+        pulse.beat();
         match messages.recv_timeout(TURN) {
+            Ok(Incoming::Trigger(_)) if shared.closing.load(Ordering::Acquire) => {}
             Ok(Incoming::Trigger(trigger)) if triggers => shared.line.trigger(trigger),
             Ok(Incoming::Trigger(_)) => log::warn!("a trigger came by message, but trigger.source is another one"),
             Ok(Incoming::Ack(key)) => shared.ears.take(Happening::Ack(key)),
             Ok(Incoming::Command(command)) => obey(shared, command),
             Err(RecvTimeoutError::Timeout) => {}
             // Delivery is not in use: nobody will send.
-            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Disconnected) => break,
         }
     }
+    pulse.retire();
 }
 
 fn obey(shared: &Shared, command: Command) {
@@ -369,21 +423,32 @@ fn publish_numbers(shared: &Shared, latest: &Latest) {
 }
 
 /// Brings the edges of a GPIO line.
-fn watch_edges(shared: &Shared, mut edges: Edges) {
-    let mut complained = false;
+fn watch_edges(shared: &Shared, edges: Edges, config: &EdgeConfig, pulse: Pulse) {
+    let (mut edges, mut complained) = (Some(edges), false);
     while !shared.stopped() {
-        match edges.next(TURN) {
+        pulse.beat();
+        let next = match &mut edges {
+            Some(edges) => edges.next(TURN),
+            None => Edges::open(config).map(|opened| {
+                edges = Some(opened);
+                None
+            }),
+        };
+        match next {
+            Ok(Some(_)) if shared.closing.load(Ordering::Acquire) => {}
             Ok(Some(trigger)) => shared.line.trigger(trigger),
-            Ok(None) => {}
+            Ok(None) => complained = false,
             Err(error) => {
+                edges = None;
                 if !complained {
-                    log::error!("{error}");
+                    log::error!("{error}; trying again");
                     complained = true;
                 }
                 std::thread::sleep(TURN);
             }
         }
     }
+    pulse.retire();
 }
 
 fn serve(address: &MetricsAddress, shared: &Arc<Shared>, pulse: Pulse) -> Option<Server> {
@@ -465,10 +530,12 @@ impl Keeper {
             if now.since(measured) >= MEASURE {
                 (measured, readings) = (now, machine.read(Some(&self.outbox)));
             }
-            let latest = shared.look(readings);
+            // First: it must not wait for anybody.
             self.watchdog.turn(&shared.progress, now);
+            let latest = shared.look(readings);
             let up = |health| health == Health::Up;
-            shared.ears.take(Happening::Ready(up(latest.status.camera) && up(latest.status.outbox)));
+            let ready = up(latest.status.camera) && up(latest.status.outbox);
+            shared.ears.take(Happening::Ready(ready && !shared.closing.load(Ordering::Acquire)));
             state.clear();
             report::write_state(&latest.status, &mut state);
             if state != said {

@@ -1,25 +1,28 @@
-//! The station's memory: what has come, what is being judged, and what has been said. A state machine under one lock.
+//! The station's memory: what has come, what is being judged, and what is to be said. A state machine under one lock.
 //!
-//! Every frame and every trigger that comes here leaves as exactly one verdict: as soon as it is certain which cell the
-//! frame shows and what the judge says of it, or as INVALID when its time is over, whatever the judge is doing. A verdict
-//! counts as given when the [`Ledger`] has made it durable; one that cannot be made durable is never told.
+//! Every frame and every trigger that comes here leaves as exactly one [`Saying`]: as soon as it is certain which cell the
+//! frame shows and what the judge says of it, or as INVALID when its time is over, whatever the judge is doing. Sayings wait
+//! in a queue for the [scribe](super::scribe), who makes them durable without holding the desk.
 //!
 //! A frame waits in a *slot*: one of the shots that were made at the start. Further slots have no pixels; they hold frames
 //! whose verdict is known without looking, such as damaged ones. The desk allocates nothing.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::ledger::Ledger;
 use super::status::{Counts, Health, Last, Said, Status, THUMBNAIL, Thumbnail};
 use crate::camera::pairing::{Decision, Doubt, Pairer};
 use crate::camera::trigger::{CellId, Trigger};
 use crate::clock::{Date, Moment};
-use crate::outbox::{Key, OutboxError};
-use crate::verdict::payload::{self, About, Stamp};
+use crate::outbox::Key;
 use crate::verdict::{Invalid, Outcome, Verdict};
 
+/// What a heatmap is where there is none.
+const NO_HEAT: Thumbnail = [[0; THUMBNAIL]; THUMBNAIL];
 /// Slots without pixels.
 const BLIND: usize = 16;
+/// Verdicts that can wait for the disk. More is a disk that hangs; those beyond are counted and told to nobody.
+const SAYINGS: usize = 256;
 /// More frames than these are not lost between two that came: the camera's count has started again.
 const MOST_LOST: u32 = 100;
 
@@ -30,8 +33,6 @@ pub struct DeskSettings {
     pub slots: usize,
     /// From exposure, or from a trigger, to the last moment for its verdict.
     pub takt: Duration,
-    /// What a payload says of the model, and the side of a cell.
-    pub about: About<'static>,
 }
 
 #[derive(Default)]
@@ -46,6 +47,8 @@ struct Slot {
     unpaired: bool,
     /// Something has been said of it already.
     told: bool,
+    /// A trigger asked for it, or none is needed.
+    asked: bool,
     at: Moment,
     cell: Option<CellId>,
     verdict: Option<Verdict>,
@@ -58,31 +61,42 @@ impl Slot {
     }
 }
 
-/// What was said of a cell.
-#[derive(Clone, Copy, Debug)]
-pub struct Told<'a> {
-    /// Its key in the ledger; none if the verdict could not be made durable and is told to nobody else.
-    pub key: Option<Key>,
-    /// What the line is told: INVALID if there is no key.
-    pub outcome: &'a Outcome,
+/// What is to be said of a cell, or was.
+#[derive(Debug)]
+pub struct Saying {
+    /// Its name, if one is known.
+    pub cell: Option<CellId>,
+    /// When it was exposed, or triggered if it has no frame.
+    pub at: Moment,
+    /// Whether a trigger asked for it, or none is needed.
+    pub asked: bool,
+    /// What is said.
+    pub verdict: Verdict,
+    /// Its heatmap; all zero where there is none.
+    pub heat: Thumbnail,
+}
+
+impl Saying {
     /// The same without details.
-    pub said: Said,
-    /// Calibrated score, 0 to 1.
-    pub score: Option<f32>,
-    /// From exposure to verdict, in microseconds.
-    pub latency_us: u32,
+    #[must_use]
+    pub fn said(&self) -> Said {
+        match &self.verdict.outcome {
+            Outcome::Invalid(reason) => Said::Invalid(reason.name()),
+            outcome => outcome.class().map_or(Said::Invalid("internal"), Said::Class),
+        }
+    }
 }
 
 /// Who hears at once what happens at the desk. It is called under the desk's lock: it must not block, nor allocate.
-pub trait Listener: Send {
+pub trait Watcher: Send {
     /// A trigger was taken.
     fn triggered(&mut self) {}
-    /// The frame of a cell has come, or of what may be one.
+    /// The frame of a cell has come.
     fn exposed(&mut self) {}
     /// A trigger will have no frame.
     fn missed(&mut self) {}
-    /// A verdict was given.
-    fn told(&mut self, told: &Told<'_>);
+    /// The camera is lost: whatever lies under it is not seen.
+    fn blinded(&mut self) {}
 }
 
 /// See the [module](self).
@@ -93,41 +107,40 @@ pub struct Desk {
     heats: Vec<Thumbnail>,
     /// Slots that wait for the judge, in order.
     jobs: Vec<usize>,
-    ledger: Box<dyn Ledger>,
-    listener: Option<Box<dyn Listener>>,
+    sayings: VecDeque<Saying>,
+    /// The scribe has a saying in hand.
+    writing: bool,
+    watcher: Option<Box<dyn Watcher>>,
     last_sequence: Option<u32>,
     frames: u64,
+    newest: Moment,
     status: Status,
 }
 
 impl Desk {
     /// `pairer`: none where every frame is a cell.
     #[must_use]
-    pub fn new(
-        settings: DeskSettings,
-        pairer: Option<Pairer>,
-        ledger: Box<dyn Ledger>,
-        listener: Option<Box<dyn Listener>>,
-    ) -> Self {
+    pub fn new(settings: DeskSettings, pairer: Option<Pairer>, watcher: Option<Box<dyn Watcher>>) -> Self {
         let all = settings.slots + BLIND;
         let status = Status {
             started: Moment::now(),
             shift_began: Date::now(),
-            boot: ledger.boot(),
             camera: Health::Starting,
             outbox: Health::Up,
             ..Status::default()
         };
         Self {
             slots: (0..all).map(|_| Slot::default()).collect(),
-            heats: vec![[[0; THUMBNAIL]; THUMBNAIL]; settings.slots],
+            heats: vec![NO_HEAT; settings.slots],
             jobs: Vec::with_capacity(all),
             settings,
             pairer,
-            ledger,
-            listener,
+            sayings: VecDeque::with_capacity(SAYINGS),
+            writing: false,
+            watcher,
             last_sequence: None,
             frames: 0,
+            newest: Moment::default(),
             status,
         }
     }
@@ -159,7 +172,8 @@ impl Desk {
         }
         let first = self.settings.slots;
         let Some(slot) = self.slots[first..].iter().position(|slot| !slot.taken).map(|index| first + index) else {
-            self.tell(None, taken, Verdict::invalid(why), None, now);
+            let (verdict, asked) = (Verdict::invalid(why), self.pairer.is_none());
+            self.tell(Saying { cell: None, at: taken, asked, verdict, heat: NO_HEAT });
             return;
         };
         self.slots[slot] = Slot { taken: true, verdict: Some(Verdict::invalid(why)), ..Slot::default() };
@@ -168,27 +182,31 @@ impl Desk {
 
     fn came(&mut self, slot: usize, sequence: u32, taken: Moment, now: Moment) {
         self.status.camera = Health::Up;
-        self.lost_before(sequence, taken, now);
+        self.lost_before(sequence, taken);
         self.frames += 1;
-        if let Some(listener) = &mut self.listener {
-            listener.exposed();
+        let expected = self.pairer.as_ref().is_none_or(|pairer| pairer.expects(taken));
+        if let Some(watcher) = self.watcher.as_mut().filter(|_| expected) {
+            watcher.exposed();
         }
         (self.slots[slot].filled, self.slots[slot].at) = (true, taken);
+        self.newest = self.newest.max(taken);
         match &mut self.pairer {
             Some(pairer) => {
                 self.slots[slot].unpaired = true;
                 pairer.frame(slot, sequence, taken);
             }
-            None => self.slots[slot].cell = Some(CellId::number(self.frames)),
+            None => (self.slots[slot].cell, self.slots[slot].asked) = (Some(CellId::number(self.frames)), true),
         }
         self.tick(now);
     }
 
     /// Frames that were exposed before this one and did not come.
-    fn lost_before(&mut self, sequence: u32, taken: Moment, now: Moment) {
+    fn lost_before(&mut self, sequence: u32, taken: Moment) {
         let lost = self.last_sequence.map_or(0, |last| sequence.wrapping_sub(last).wrapping_sub(1));
         self.last_sequence = Some(sequence);
         if lost > MOST_LOST {
+            // Their numbers are passed over, so that no later cell goes by one of theirs.
+            self.frames += u64::from(lost);
             self.restarted();
             return;
         }
@@ -196,8 +214,8 @@ impl Desk {
         if self.pairer.is_none() {
             for _ in 0..lost {
                 self.frames += 1;
-                let lost = Verdict::invalid(Invalid::LostFrame);
-                self.tell(Some(CellId::number(self.frames)), taken, lost, None, now);
+                let (cell, verdict) = (Some(CellId::number(self.frames)), Verdict::invalid(Invalid::LostFrame));
+                self.tell(Saying { cell, at: taken, asked: true, verdict, heat: NO_HEAT });
             }
         }
     }
@@ -218,6 +236,9 @@ impl Desk {
     /// How the camera does.
     pub fn camera_is(&mut self, health: Health) {
         self.status.camera = health;
+        if let (Health::Down, Some(watcher)) = (health, &mut self.watcher) {
+            watcher.blinded();
+        }
     }
 
     /// The camera is there, and nothing is exposed.
@@ -234,9 +255,9 @@ impl Desk {
     pub fn trigger(&mut self, trigger: Trigger, now: Moment) {
         if let Some(pairer) = &mut self.pairer {
             if pairer.trigger(trigger)
-                && let Some(listener) = &mut self.listener
+                && let Some(watcher) = &mut self.watcher
             {
-                listener.triggered();
+                watcher.triggered();
             }
             self.tick(now);
         }
@@ -279,12 +300,15 @@ impl Desk {
             self.decided(decision, now);
         }
         while let Some(slot) = self.first_to_tell(now) {
-            if self.slots[slot].verdict.is_none() {
+            let late = now >= self.slots[slot].at + self.settings.takt;
+            let known = &self.slots[slot].verdict;
+            // A verdict that comes too late is none, whoever held it up.
+            if late && known.as_ref().is_none_or(|known| !matches!(known.outcome, Outcome::Invalid(_))) {
                 self.status.faults.deadlines += 1;
                 let takt_ms = u32::try_from(self.settings.takt.as_millis()).unwrap_or(u32::MAX);
                 self.slots[slot].verdict = Some(Verdict::invalid(Invalid::Deadline { takt_ms }));
             }
-            self.tell_slot(slot, now);
+            self.tell_slot(slot);
         }
     }
 
@@ -305,14 +329,17 @@ impl Desk {
     /// Whether everything that came has been told.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.pairer.as_ref().is_none_or(|pairer| pairer.wake().is_none()) && !self.slots.iter().any(Slot::waits)
+        self.pairer.as_ref().is_none_or(|pairer| pairer.wake().is_none())
+            && !self.slots.iter().any(Slot::waits)
+            && self.sayings.is_empty()
+            && !self.writing
     }
 
     fn decided(&mut self, decision: Decision, now: Moment) {
         match decision {
             Decision::Pair(trigger, slot) => {
                 self.slots[slot].unpaired = false;
-                self.slots[slot].cell = trigger.cell.or(trigger.number.map(|number| CellId::number(number.into())));
+                (self.slots[slot].cell, self.slots[slot].asked) = (name(&trigger), true);
             }
             Decision::Refused(trigger, slot, doubt) => {
                 let faults = &mut self.status.faults;
@@ -321,28 +348,35 @@ impl Desk {
                     Doubt::NoTrigger => faults.extra_frames += 1,
                     _ => faults.ambiguous += 1,
                 }
-                let cell = trigger.and_then(|trigger| trigger.cell);
+                let cell = trigger.as_ref().and_then(name);
                 let invalid = Verdict::invalid(Invalid::Pairing(doubt));
-                if let (Doubt::NoFrame, Some(listener)) = (doubt, &mut self.listener) {
-                    listener.missed();
+                if let (Doubt::NoFrame, Some(watcher)) = (doubt, &mut self.watcher) {
+                    watcher.missed();
                 }
                 match slot {
                     Some(slot) => {
                         let heard = &mut self.slots[slot];
                         (heard.unpaired, heard.cell, heard.verdict) = (false, cell, Some(invalid));
-                        self.tell_slot(slot, now);
+                        heard.asked = trigger.is_some();
+                        self.tell_slot(slot);
                     }
-                    None => self.tell(cell, trigger.map_or(now, |trigger| trigger.at), invalid, None, now),
+                    None => self.tell(Saying {
+                        cell,
+                        at: trigger.map_or(now, |trigger| trigger.at),
+                        asked: trigger.is_some(),
+                        verdict: invalid,
+                        heat: NO_HEAT,
+                    }),
                 }
             }
         }
     }
 
-    fn tell_slot(&mut self, slot: usize, now: Moment) {
+    fn tell_slot(&mut self, slot: usize) {
         let Some(verdict) = self.slots[slot].verdict.take() else { return };
-        let (cell, at) = (self.slots[slot].cell, self.slots[slot].at);
-        let heat = verdict.distances.and(self.heats.get(slot)).copied();
-        self.tell(cell, at, verdict, heat.as_ref(), now);
+        let Slot { cell, at, asked, .. } = self.slots[slot];
+        let heat = verdict.distances.and(self.heats.get(slot)).copied().unwrap_or(NO_HEAT);
+        self.tell(Saying { cell, at, asked, verdict, heat });
         self.slots[slot].told = true;
         self.free(slot);
     }
@@ -354,66 +388,64 @@ impl Desk {
         }
     }
 
-    fn tell(&mut self, cell: Option<CellId>, at: Moment, verdict: Verdict, heat: Option<&Thumbnail>, now: Moment) {
-        let time = Date::of(at);
-        let latency_us = u32::try_from(now.since(at).as_micros()).unwrap_or(u32::MAX);
-        let key = match self.keep(cell, &verdict, time, latency_us) {
-            Ok(key) => key,
-            Err(error) => {
-                self.status.outbox = Health::Down;
-                self.status.faults.unwritten += 1;
-                log::error!("the verdict on {cell:?} ({}) is not told: {error}", verdict.outcome.word());
-                let outcome = &Outcome::Invalid(Invalid::Internal);
-                self.listen(&Told { key: None, outcome, said: Said::Invalid("unwritten"), score: None, latency_us });
-                return;
-            }
-        };
-        self.status.outbox = Health::Up;
-        let said = match &verdict.outcome {
-            Outcome::Invalid(reason) => Said::Invalid(reason.name()),
-            outcome => outcome.class().map_or(Said::Invalid("internal"), Said::Class),
-        };
+    fn tell(&mut self, saying: Saying) {
+        if self.sayings.len() == SAYINGS {
+            self.status.faults.unwritten += 1;
+            return;
+        }
+        self.sayings.push_back(saying);
+    }
+
+    /// The next that is to be made durable. Say [`written`](Self::written) or [`unwritten`](Self::unwritten) of it.
+    pub fn next_saying(&mut self) -> Option<Saying> {
+        let saying = self.sayings.pop_front();
+        self.writing = saying.is_some();
+        saying
+    }
+
+    /// A saying was made durable under this key, at this moment.
+    pub fn written(&mut self, saying: &Saying, key: Key, latency_us: u32, now: Moment) {
+        self.writing = false;
+        self.outbox_is(Health::Up, key.boot);
+        let said = saying.said();
         self.status.count(said);
-        let score = verdict.score;
-        self.listen(&Told { key: Some(key), outcome: &verdict.outcome, said, score, latency_us });
-        let heat = heat.copied().unwrap_or([[0; THUMBNAIL]; THUMBNAIL]);
-        let last = Last { cell, seq: key.seq, said, score: verdict.score, date: time, at: now, latency_us, heat };
+        let Saying { cell, at, ref verdict, heat, .. } = *saying;
+        let date = Date::of(at);
+        let last = Last { cell, seq: key.seq, said, score: verdict.score, date, at: now, latency_us, heat };
         self.status.last = Some(last);
     }
 
-    fn listen(&mut self, told: &Told<'_>) {
-        if let Some(listener) = &mut self.listener {
-            listener.told(told);
-        }
+    /// A saying could not be made durable, and is told to nobody.
+    pub fn unwritten(&mut self) {
+        self.writing = false;
+        self.status.faults.unwritten += 1;
+        self.status.outbox = Health::Down;
     }
 
-    /// Makes a verdict durable.
-    fn keep(
-        &mut self,
-        cell: Option<CellId>,
-        verdict: &Verdict,
-        time: Date,
-        latency_us: u32,
-    ) -> Result<Key, OutboxError> {
-        if self.status.outbox == Health::Down {
-            self.ledger.reopen()?;
-            self.status.boot = self.ledger.boot();
-        }
-        let about = self.settings.about;
-        self.ledger.append(&mut |Key { boot, seq }, text| {
-            let (id, stamp) = (cell.as_ref().map(CellId::as_str), Some(Stamp { boot, seq, time, latency_us }));
-            payload::write_json(verdict, &About { id, stamp, ..about }, text);
-        })
+    /// Whether the outbox can be written, and the number of its start.
+    pub fn outbox_is(&mut self, health: Health, boot: u32) {
+        (self.status.outbox, self.status.boot) = (health, boot);
+    }
+
+    /// The exposure of the newest frame that came.
+    #[must_use]
+    pub fn newest(&self) -> Moment {
+        self.newest
     }
 
     /// Everything at this moment.
     #[must_use]
     pub fn status(&self) -> Status {
-        Status { pending: self.ledger.pending(), dropped: self.ledger.dropped(), ..self.status }
+        self.status
     }
 
     /// A new shift: its counts start at nothing.
     pub fn reset_shift(&mut self) {
         (self.status.shift, self.status.shift_began) = (Counts::default(), Date::now());
     }
+}
+
+/// What a trigger calls its cell.
+fn name(trigger: &Trigger) -> Option<CellId> {
+    trigger.cell.or(trigger.number.map(|number| CellId::number(number.into())))
 }

@@ -4,18 +4,19 @@
 //!  camera thread ──► slots ──► judge thread ──┐
 //!  triggers (MQTT, GPIO) ─────► desk ◄────────┘
 //!  clock thread (deadlines) ──►  │
-//!                                └──► ledger (durable) ──► reject line, delivery, display, metrics
+//!                                └──► scribe thread ──► ledger (durable) ──► reject line, delivery, display, metrics
 //! ```
 //!
-//! Three threads share one [`Desk`](desk::Desk) under a lock that nobody holds while he waits for the camera or computes: the
-//! next frame is captured while this one is judged, and the clock gives `INVALID(deadline)` on time even if the judge hangs.
-//! A panic of the judge is one `INVALID(internal)`.
+//! Four threads share one [`Desk`](desk::Desk) under a lock that nobody holds while he waits for camera or disk, or computes:
+//! the next frame is captured while this one is judged, and the clock gives `INVALID(deadline)` on time even if the judge
+//! hangs. A panic of the judge is one `INVALID(internal)`.
 
 pub mod appliance;
 pub mod desk;
 pub mod judge;
 pub mod ledger;
 pub mod report;
+pub mod scribe;
 pub mod start;
 pub mod status;
 
@@ -32,6 +33,7 @@ use crate::verdict::{Invalid, Verdict};
 
 use desk::Desk;
 use judge::Judge;
+use scribe::Scribe;
 use status::{Health, Status, THUMBNAIL};
 
 /// How long the camera is waited for before anything else is looked at.
@@ -53,6 +55,8 @@ pub enum Part {
     Judge,
     /// Keeps time.
     Clock,
+    /// Makes verdicts durable.
+    Scribe,
 }
 
 /// What a station is made of.
@@ -63,6 +67,8 @@ pub struct Parts {
     pub judge: Box<dyn Judge>,
     /// What remembers.
     pub desk: Desk,
+    /// Who writes.
+    pub scribe: Scribe,
     /// Slots with pixels, as many as the desk was told.
     pub slots: usize,
     /// What a thread does when it starts: priorities and the like.
@@ -79,10 +85,14 @@ struct Shared {
     changed: Condvar,
     /// A slot may have become free.
     free: Condvar,
+    /// There is something to be made durable.
+    ink: Condvar,
     shots: Vec<Mutex<Shot>>,
     stop: AtomicBool,
     /// The camera has come to its end.
     ended: AtomicBool,
+    /// Which threads have ended, by their part.
+    done: [AtomicBool; 4],
     on_start: Box<dyn Fn(Part) + Send + Sync>,
     beat: Beat,
 }
@@ -100,6 +110,22 @@ impl Shared {
         self.work.notify_all();
         self.changed.notify_all();
         self.free.notify_all();
+        self.ink.notify_all();
+    }
+
+    /// Whether this thread has ended.
+    fn is_done(&self, part: Part) -> bool {
+        self.done[part as usize].load(Ordering::Acquire)
+    }
+}
+
+/// Says that a thread has ended, however it did.
+struct Done<'a>(&'a Shared, Part);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        self.0.done[self.1 as usize].store(true, Ordering::Release);
+        self.0.wake();
     }
 }
 
@@ -119,7 +145,8 @@ impl Station {
     /// # Errors
     /// If the system gives no thread.
     pub fn start(parts: Parts) -> std::io::Result<Self> {
-        let Parts { mut camera, mut judge, desk, slots, on_start, beat } = parts;
+        let Parts { mut camera, mut judge, mut desk, mut scribe, slots, on_start, beat } = parts;
+        desk.outbox_is(Health::Up, scribe.boot());
         let format = camera.format();
         let shot = || Shot::new(format.width, format.height, format.white);
         let shared = Arc::new(Shared {
@@ -127,23 +154,35 @@ impl Station {
             work: Condvar::new(),
             changed: Condvar::new(),
             free: Condvar::new(),
+            ink: Condvar::new(),
             shots: (0..slots).map(|_| Mutex::new(shot())).collect(),
             stop: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            done: std::array::from_fn(|_| AtomicBool::new(false)),
             on_start,
             beat,
         });
-        let mut station = Self { shared: Arc::clone(&shared), threads: Vec::with_capacity(3) };
+        let mut station = Self { shared: Arc::clone(&shared), threads: Vec::with_capacity(4) };
         let mut spare = shot();
-        station.spawn("camera", move |shared| take_frames(shared, camera.as_mut(), &mut spare))?;
-        station.spawn("judge", move |shared| judge_frames(shared, judge.as_mut()))?;
-        station.spawn("clock", keep_time)?;
+        station.spawn("scribe", Part::Scribe, move |shared| write_down(shared, &mut scribe))?;
+        station.spawn("clock", Part::Clock, keep_time)?;
+        station.spawn("judge", Part::Judge, move |shared| judge_frames(shared, judge.as_mut()))?;
+        station.spawn("camera", Part::Camera, move |shared| take_frames(shared, camera.as_mut(), &mut spare))?;
         Ok(station)
     }
 
-    fn spawn(&mut self, name: &str, run: impl FnOnce(&Shared) + Send + 'static) -> std::io::Result<()> {
+    fn spawn(&mut self, name: &str, part: Part, run: impl FnOnce(&Shared) + Send + 'static) -> std::io::Result<()> {
         let shared = Arc::clone(&self.shared);
-        self.threads.push(std::thread::Builder::new().name(name.into()).spawn(move || run(&shared))?);
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || {
+            let _done = Done(&shared, part);
+            (shared.on_start)(part);
+            run(&shared);
+        });
+        if thread.is_err() {
+            // Those that run already must not wait for those that never will.
+            self.shared.done.iter().for_each(|done| done.store(true, Ordering::Release));
+        }
+        self.threads.push(thread?);
         Ok(())
     }
 
@@ -209,7 +248,6 @@ impl Line {
 
 /// Captures into free slots; what finds none is counted and told.
 fn take_frames(shared: &Shared, camera: &mut dyn Camera, spare: &mut Shot) {
-    (shared.on_start)(Part::Camera);
     let (mut restarts, mut complained) = (camera.restarts(), false);
     let mut slot = None;
     while !shared.stopped() {
@@ -267,17 +305,15 @@ fn take_frames(shared: &Shared, camera: &mut dyn Camera, spare: &mut Shot) {
     if let Some(slot) = slot {
         shared.desk().give_back(slot);
     }
-    shared.wake();
 }
 
 fn judge_frames(shared: &Shared, judge: &mut dyn Judge) {
-    (shared.on_start)(Part::Judge);
     let mut heat = [[0; THUMBNAIL]; THUMBNAIL];
     loop {
         (shared.beat)(Part::Judge);
         let mut desk = shared.desk();
         let Some(slot) = desk.job() else {
-            if shared.stopped() {
+            if shared.stopped() && shared.is_done(Part::Camera) {
                 return;
             }
             drop(shared.work.wait_timeout(desk, IDLE));
@@ -292,6 +328,7 @@ fn judge_frames(shared: &Shared, judge: &mut dyn Judge) {
             })
         };
         shared.desk().judged(slot, verdict, &heat, Moment::now());
+        shared.ink.notify_all();
         shared.changed.notify_all();
         shared.free.notify_all();
     }
@@ -299,17 +336,45 @@ fn judge_frames(shared: &Shared, judge: &mut dyn Judge) {
 
 /// Tells what is due, whatever the others do; ends when all that came has been told.
 fn keep_time(shared: &Shared) {
-    (shared.on_start)(Part::Clock);
     let mut desk = shared.desk();
     loop {
         (shared.beat)(Part::Clock);
         let now = Moment::now();
         desk.tick(now);
-        if shared.stopped() && desk.is_idle() {
+        shared.ink.notify_all();
+        if shared.stopped() && shared.is_done(Part::Camera) && desk.is_idle() {
             return;
         }
         let wait = desk.wake().map_or(IDLE, |wake| wake.since(now).min(IDLE));
         desk = shared.changed.wait_timeout(desk, wait).unwrap_or_else(PoisonError::into_inner).0;
+    }
+}
+
+/// Makes durable what is said, one after the other; ends after the clock.
+fn write_down(shared: &Shared, scribe: &mut Scribe) {
+    loop {
+        (shared.beat)(Part::Scribe);
+        if scribe.mend() {
+            log::warn!("the outbox can be written again");
+            shared.desk().outbox_is(Health::Up, scribe.boot());
+        }
+        let mut desk = shared.desk();
+        let Some(saying) = desk.next_saying() else {
+            if shared.is_done(Part::Clock) {
+                return;
+            }
+            drop(shared.ink.wait_timeout(desk, IDLE));
+            continue;
+        };
+        drop(desk);
+        let written = scribe.write(&saying, || shared.desk().newest());
+        let mut desk = shared.desk();
+        match written {
+            Some((key, latency_us, now)) => desk.written(&saying, key, latency_us, now),
+            None => desk.unwritten(),
+        }
+        drop(desk);
+        shared.changed.notify_all();
     }
 }
 

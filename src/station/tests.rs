@@ -4,8 +4,9 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc;
 use std::time::Instant;
 
-use super::desk::{DeskSettings, Listener, Told};
+use super::desk::DeskSettings;
 use super::ledger::Ledger;
+use super::scribe::{Listener, Told};
 use super::status::Thumbnail;
 use super::*;
 use crate::backbone::Identity;
@@ -29,6 +30,7 @@ struct Book(Arc<Mutex<Pages>>);
 struct Pages {
     written: Vec<serde_json::Value>,
     failing: bool,
+    slow: Duration,
     reopened: u32,
 }
 
@@ -53,6 +55,8 @@ impl Book {
 
 impl Ledger for Book {
     fn append(&mut self, write: &mut dyn FnMut(Key, &mut String)) -> Result<Key, OutboxError> {
+        let slow = self.pages().slow;
+        std::thread::sleep(slow);
         let mut pages = self.pages();
         if pages.failing {
             return Err(OutboxError::Failed("book".into()));
@@ -147,7 +151,8 @@ struct Lamp(Arc<Mutex<Vec<&'static str>>>);
 
 impl Listener for Lamp {
     fn told(&mut self, told: &Told<'_>) {
-        self.0.lock().unwrap().push(told.outcome.word());
+        let word = told.outcome.word();
+        self.0.lock().unwrap().push(if told.newest { word } else { "overtaken" });
     }
 }
 
@@ -161,18 +166,19 @@ struct Bench {
 
 const TAKT: Duration = Duration::from_millis(150);
 
-fn settings(slots: usize) -> DeskSettings {
-    let about = About { id: None, stamp: None, model: Identity([7; 32]), grid: 64, cell_mm: None };
-    DeskSettings { slots, takt: TAKT, about }
+fn about() -> About<'static> {
+    About { id: None, stamp: None, model: Identity([7; 32]), grid: 64, cell_mm: None }
 }
 
 fn bench(slots: usize, pairer: Option<Pairer>) -> Bench {
     let (feed, shots) = mpsc::channel();
     let (restarts, book, lamp) = (Arc::new(AtomicUsize::new(0)), Book::default(), Lamp::default());
     let camera = Box::new(Fed { shots, restarts: Arc::clone(&restarts) });
-    let desk = Desk::new(settings(slots), pairer, Box::new(book.clone()), Some(Box::new(lamp.clone())));
-    let parts =
-        Parts { camera, judge: Box::new(Reader), desk, slots, on_start: Box::new(|_| ()), beat: Box::new(|_| ()) };
+    let desk = Desk::new(DeskSettings { slots, takt: TAKT }, pairer, None);
+    let takt = TAKT + Duration::from_secs(1);
+    let scribe = Scribe::new(Box::new(book.clone()), Some(Box::new(lamp.clone())), about(), takt);
+    let (on_start, beat): (Box<_>, Beat) = (Box::new(|_| ()), Box::new(|_| ()));
+    let parts = Parts { camera, judge: Box::new(Reader), desk, scribe, slots, on_start, beat };
     Bench { feed: Some(feed), restarts, book, lamp, station: Station::start(parts).unwrap() }
 }
 
@@ -317,8 +323,17 @@ fn what_cannot_be_made_durable_is_not_told_and_the_reject_line_says_reject() {
         assert!(started.elapsed() < Duration::from_secs(30));
         std::thread::sleep(Duration::from_millis(2));
     }
-    assert_eq!(bench.station.line().status().outbox, Health::Down);
+    let up = |health| {
+        let started = Instant::now();
+        while bench.station.line().status().outbox != health {
+            assert!(started.elapsed() < Duration::from_secs(30), "{health:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    };
+    up(Health::Down);
     bench.book.pages().failing = false;
+    // By itself, before another cell comes: a PLC that is told "not ready" sends none.
+    up(Health::Up);
     bench.frame(2, 3);
     bench.wait(2);
     let (lamp, book) = (bench.lamp.clone(), bench.book.clone());
@@ -326,7 +341,48 @@ fn what_cannot_be_made_durable_is_not_told_and_the_reject_line_says_reject() {
     assert_eq!(written.iter().map(|line| line["score"].as_f64().unwrap()).collect::<Vec<_>>(), [1.0, 3.0]);
     assert_eq!((status.outbox, status.faults.unwritten), (Health::Up, 1));
     assert_eq!(*lamp.0.lock().unwrap(), ["PASS", "INVALID", "PASS"]);
-    assert_eq!(book.pages().reopened, 1);
+    assert!(book.pages().reopened >= 2, "at once, and again until it works");
+}
+
+/// A disk that takes its time holds up nobody but the verdicts, and no PASS comes of it that is too late for its cell.
+#[test]
+fn a_slow_disk_delays_neither_frames_nor_deadlines_and_passes_no_later_cell() {
+    let bench = bench(4, None);
+    bench.book.pages().slow = Duration::from_millis(1500);
+    bench.frame(0, 1);
+    std::thread::sleep(Duration::from_millis(50));
+    bench.frame(1, 2);
+    bench.frame(2, SLOW + 3);
+    bench.wait(3);
+    assert_eq!(bench.book.words(), ["PASS", "PASS", "deadline"], "the judge was late for the third, not the disk");
+    let lamp = bench.lamp.clone();
+    let (_, status) = bench.end();
+    // Durable too late for a wire, and overtaken by a newer cell besides.
+    assert_eq!(lamp.0.lock().unwrap()[..2], ["overtaken", "overtaken"]);
+    assert_eq!((status.faults.overruns, status.faults.lost_frames), (0, 0));
+}
+
+#[test]
+fn a_frame_that_comes_while_the_station_stops_gets_its_verdict() {
+    for _ in 0..20 {
+        let mut bench = bench(4, None);
+        bench.frame(0, 1);
+        bench.wait(1);
+        let (feed, book) = (bench.feed.take().unwrap(), bench.book.clone());
+        let late = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(3));
+            // Nobody may listen any more.
+            let _ = feed.send(Ok((1, 2)));
+            std::thread::sleep(Duration::from_millis(30));
+        });
+        std::thread::sleep(Duration::from_millis(2));
+        let line = bench.station.line();
+        bench.station.stop();
+        late.join().unwrap();
+        assert!(line.with_desk(|desk| desk.is_idle()));
+        let told = book.words().len() as u64;
+        assert_eq!(line.status().total.cells(), told);
+    }
 }
 
 #[test]
@@ -347,7 +403,8 @@ fn play(cells: u64, chances: &Chances, seed: u64) -> (Vec<serde_json::Value>, St
     let book = Book::default();
     let pairer = Pairer::new(&PairingConfig::default(), true);
     let takt = Duration::from_millis(300);
-    let mut desk = Desk::new(DeskSettings { takt, ..settings(16) }, Some(pairer), Box::new(book.clone()), None);
+    let mut desk = Desk::new(DeskSettings { slots: 16, takt }, Some(pairer), None);
+    let mut scribe = Scribe::new(Box::new(book.clone()), None, about(), takt);
     let (mut frame, mut heat) = (Frame::new(SIDE, SIDE, 255), [[0; THUMBNAIL]; THUMBNAIL]);
     let events = line(cells, chances, seed);
     let end = events.last().unwrap().0 + Duration::from_secs(10);
@@ -370,6 +427,10 @@ fn play(cells: u64, chances: &Chances, seed: u64) -> (Vec<serde_json::Value>, St
             },
             Some(Event::CameraRestarted) => desk.camera_restarted(),
             None => desk.tick(end),
+        }
+        while let Some(saying) = desk.next_saying() {
+            let (key, latency, _) = scribe.write(&saying, Moment::default).unwrap();
+            desk.written(&saying, key, latency, now);
         }
     }
     assert!(desk.is_idle());

@@ -157,7 +157,6 @@ pub struct Pairer {
     grace: Duration,
     confirm: u32,
     late: Duration,
-    numbered: bool,
     require_number: bool,
     triggers: Few<Trigger, TRIGGERS>,
     frames: Few<Waiting, FRAMES>,
@@ -175,11 +174,13 @@ struct Step {
     candidate: Option<(u32, u32)>,
     /// Pairs that must agree before a candidate is believed.
     needed: u32,
+    /// No candidate is believed: the road has moved, and with it the counts may only seem to.
+    frozen: bool,
 }
 
 impl Step {
     fn new(needed: u32) -> Self {
-        Self { trusted: None, candidate: None, needed }
+        Self { trusted: None, candidate: None, needed, frozen: false }
     }
 
     /// Whether a pair with this difference is to be believed.
@@ -192,7 +193,7 @@ impl Step {
             Some((candidate, agreeing)) if candidate == difference => agreeing + 1,
             _ => 1,
         };
-        if agreeing > self.needed {
+        if agreeing > self.needed && !self.frozen {
             *self = Self { trusted: Some(difference), ..Self::new(confirm) };
             return Ok(());
         }
@@ -223,7 +224,8 @@ const DRIFT: i128 = 5000;
 const RESTART_MS: u64 = 10_000;
 /// So many times as many pairs must agree once the sender's clock has started again.
 const RESTARTED: u32 = 4;
-/// A road that is late for so long is no longer late: somebody has set the sender's clock.
+/// After so long all that is late is taken for timely again (somebody may have set the sender's clock), but only where the
+/// counts agree as they did before.
 const FOREVER: Duration = Duration::from_secs(60);
 
 /// What a trigger's stamp tells.
@@ -232,15 +234,18 @@ enum Stamp {
     Late,
     /// The sender's clock has started again, and so has its count.
     Restarted,
+    /// Everything has been late for so long that late is what it is now.
+    Moved,
 }
 
 impl Road {
     fn judge(&mut self, at: Moment, sent_ms: u64, late: Duration) -> Stamp {
         let span = i128::from(at.as_nanos()) - i128::from(sent_ms) * 1_000_000;
         let over = self.late_since.is_some_and(|since| at.since(since) > FOREVER);
-        if over || sent_ms.saturating_add(RESTART_MS) < self.latest {
+        let restarted = sent_ms.saturating_add(RESTART_MS) < self.latest;
+        if over || restarted {
             *self = Self { quickest: Some((span, at)), latest: sent_ms, late_since: None };
-            return Stamp::Restarted;
+            return if restarted { Stamp::Restarted } else { Stamp::Moved };
         }
         self.latest = self.latest.max(sent_ms);
         let (quickest, then) = *self.quickest.get_or_insert((span, at));
@@ -258,7 +263,8 @@ impl Road {
 }
 
 impl Pairer {
-    /// `messages`: the triggers come as messages, which can be late, and not as stamps of the kernel, which cannot.
+    /// `messages`: the triggers come as messages, which can be late, and so must have a number where the configuration asks
+    /// for it. Stamps of the kernel cannot be late, and have one always.
     #[must_use]
     pub fn new(config: &PairingConfig, messages: bool) -> Self {
         let ms = |ms: u32| Duration::from_millis(ms.into());
@@ -268,7 +274,6 @@ impl Pairer {
             grace: ms(config.grace_ms),
             confirm: config.confirm,
             late: ms(config.late_ms),
-            numbered: messages,
             require_number: messages && config.require_number,
             triggers: Few::new(),
             frames: Few::new(),
@@ -288,7 +293,6 @@ impl Pairer {
     /// A trigger has come. An exact repetition of the last one is passed over; tells whether it was taken.
     pub fn trigger(&mut self, trigger: Trigger) -> bool {
         if let (Some(last), Some(number)) = (self.last, trigger.number)
-            && self.numbered
             && (last.number, last.cell) == (Some(number), trigger.cell)
         {
             return false;
@@ -305,6 +309,7 @@ impl Pairer {
                     self.refuse(Some(trigger), None, Doubt::Late);
                     return true;
                 }
+                Stamp::Moved => self.step.frozen = true,
                 // What is quickest on the new clock shows only after some more.
                 Stamp::Restarted => self.step = Step::new(self.confirm.saturating_mul(RESTARTED)),
             }
@@ -316,6 +321,12 @@ impl Pairer {
         }
         self.triggers.push(trigger);
         true
+    }
+
+    /// Whether a trigger waits that a frame exposed at this moment would belong to.
+    #[must_use]
+    pub fn expects(&self, taken: Moment) -> bool {
+        self.triggers.iter().any(|trigger| self.near(self.expected(trigger), taken))
     }
 
     /// A frame has come, and waits in `slot`.
@@ -402,6 +413,8 @@ impl Pairer {
                 triggers |= mask(self.triggers.iter().map(|trigger| self.near(frame.taken, self.expected(trigger))));
             }
             if before == (triggers, frames) {
+                // A chain that never ends must not keep its first cell waiting.
+                let last = last.min(first + self.window * 2);
                 return Some((triggers, frames, last + self.patience()));
             }
         }
@@ -413,7 +426,7 @@ impl Pairer {
 
     /// One trigger and one frame that have only each other.
     fn pair(&mut self, trigger: Trigger, frame: &Waiting) -> Decision {
-        let agreed = match trigger.number.filter(|_| self.numbered) {
+        let agreed = match trigger.number {
             Some(number) => self.step.believes(number.wrapping_sub(frame.sequence), self.confirm),
             None => Ok(()),
         };
