@@ -1,6 +1,5 @@
 //! The whole appliance: a station, and all that brings triggers to it and takes verdicts and states from it.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -8,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::desk::{Desk, DeskSettings, Watcher};
+use super::keeper::{self, Keeper};
 use super::scribe::{Listener, Scribe, Told};
 use super::start::{self, StartError};
 use super::status::{Health, Status};
@@ -16,14 +16,12 @@ use crate::camera::pairing::Pairer;
 use crate::camera::trigger::Source;
 use crate::clock::Moment;
 use crate::config::Config;
-use crate::display::Display;
 use crate::gpio::{EdgeConfig, Edges, Reject};
 use crate::model::Model;
 use crate::operations::drift::{Drift, DriftReport};
 use crate::operations::http::{self, Pages, Server};
-use crate::operations::machine::{Machine, Readings};
+use crate::operations::machine::Readings;
 use crate::operations::metrics::{self, Recorder, Snapshot};
-use crate::operations::notify::{Notifier, Watchdog};
 use crate::operations::progress::{Progress, Pulse};
 use crate::operations::{MetricsAddress, realtime};
 use crate::outbox::Store;
@@ -35,27 +33,23 @@ use crate::verdict::{Invalid, Outcome};
 /// Messages that can wait to be looked at.
 const MESSAGES: usize = 64;
 /// Threads that wait for others look up so often.
-const TURN: Duration = Duration::from_millis(100);
-/// How often the machine is asked for its temperature.
-const MEASURE: Duration = Duration::from_secs(5);
-/// How often numbers are published.
-const PUBLISH: Duration = Duration::from_secs(10);
+pub(super) const TURN: Duration = Duration::from_millis(100);
 /// How long a thread of the station may stand still before the watchdog starves: longer than any frame, file or line takes
 /// that works.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What the listener under the desk's lock shares with the threads that publish.
-struct Ears {
-    recorder: Recorder,
+pub(super) struct Ears {
+    pub(super) recorder: Recorder,
     drift: Mutex<Drift>,
     handshake: Mutex<Talk>,
     /// Something was told, or the handshake changed.
-    news: Condvar,
+    pub(super) news: Condvar,
 }
 
-struct Talk {
-    handshake: Handshake,
-    changed: bool,
+pub(super) struct Talk {
+    pub(super) handshake: Handshake,
+    pub(super) changed: bool,
 }
 
 impl Ears {
@@ -63,11 +57,11 @@ impl Ears {
         self.drift.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn talk(&self) -> MutexGuard<'_, Talk> {
+    pub(super) fn talk(&self) -> MutexGuard<'_, Talk> {
         self.handshake.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, happening: Happening) {
+    pub(super) fn take(&self, happening: Happening) {
         let mut talk = self.talk();
         if talk.handshake.take(happening) {
             talk.changed = true;
@@ -139,37 +133,37 @@ impl Listener for Hearing {
 
 /// What is known at one moment, for whoever asks.
 #[derive(Clone)]
-struct Latest {
-    status: Status,
-    drift: DriftReport,
+pub(super) struct Latest {
+    pub(super) status: Status,
+    pub(super) drift: DriftReport,
     readings: Readings,
 }
 
-struct Shared {
+pub(super) struct Shared {
     line: Line,
     store: Store,
-    ears: Arc<Ears>,
-    delivery: Delivery,
+    pub(super) ears: Arc<Ears>,
+    pub(super) delivery: Delivery,
     inbox: Inbox,
-    progress: Progress,
+    pub(super) progress: Progress,
     latest: Mutex<Latest>,
     /// No more cells are taken.
-    closing: AtomicBool,
+    pub(super) closing: AtomicBool,
     stop: AtomicBool,
     model: [u8; 8],
 }
 
 impl Shared {
-    fn latest(&self) -> MutexGuard<'_, Latest> {
+    pub(super) fn latest(&self) -> MutexGuard<'_, Latest> {
         self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn stopped(&self) -> bool {
+    pub(super) fn stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
 
     /// Asks everybody how it does.
-    fn look(&self, readings: Readings) -> Latest {
+    pub(super) fn look(&self, readings: Readings) -> Latest {
         let drift = self.ears.drift().report();
         let mut status = self.line.status();
         (status.pending, status.dropped) = (self.store.pending(), self.store.dropped());
@@ -411,15 +405,9 @@ fn obey(shared: &Shared, command: Command) {
             report::write_state(&shared.look(Readings::default()).status, &mut text);
             shared.delivery.set_status(&text);
         }
-        Command::Metrics => publish_numbers(shared, &shared.look(shared.latest().readings)),
+        Command::Metrics => keeper::publish_numbers(shared, &shared.look(shared.latest().readings)),
     }
     log::info!("a command was obeyed: do={command:?}");
-}
-
-fn publish_numbers(shared: &Shared, latest: &Latest) {
-    let mut text = String::new();
-    report::write_numbers(&latest.status, &shared.ears.recorder.latency.read(), &latest.drift, &mut text);
-    shared.delivery.set_metrics(&text);
 }
 
 /// Brings the edges of a GPIO line.
@@ -484,121 +472,5 @@ impl Pages for Served {
         let Some(shared) = self.shared.upgrade() else { return false };
         let status = shared.look(shared.latest().readings).status;
         metrics::write_health(&status, Some(&shared.progress), Moment::now(), out)
-    }
-}
-
-/// The thread that tells everybody how the station does, and feeds the watchdog.
-struct Keeper {
-    display: Option<Display>,
-    show_every: Duration,
-    watchdog: Watchdog,
-    outbox: std::path::PathBuf,
-}
-
-impl Keeper {
-    fn new(config: &Config) -> Self {
-        let (line, station) = (&config.mqtt.line, &config.mqtt.station);
-        let display = Display::open(&config.display, line, station).unwrap_or_else(|error| {
-            log::error!("{error}; going on without a display");
-            None
-        });
-        let notifier = Notifier::from_environment().unwrap_or_else(|error| {
-            log::error!("{error}; systemd is not told");
-            None
-        });
-        Self {
-            display,
-            show_every: Duration::from_millis(config.display.period_ms.into()),
-            watchdog: Watchdog::new(notifier),
-            outbox: config.outbox.path.parent().map(Path::to_owned).unwrap_or_default(),
-        }
-    }
-
-    fn run(mut self, shared: &Shared) {
-        if let Some(notifier) = self.watchdog.notifier()
-            && let Err(error) = notifier.ready()
-        {
-            log::warn!("{error}");
-        }
-        let machine = Machine::new(Path::new("/"));
-        let mut readings = machine.read(Some(&self.outbox));
-        let [mut measured, mut published, mut shown] = [Moment::default(); 3];
-        let (mut state, mut said) = (String::new(), String::new());
-        let mut complained = false;
-        while !shared.stopped() {
-            let now = Moment::now();
-            if now.since(measured) >= MEASURE {
-                (measured, readings) = (now, machine.read(Some(&self.outbox)));
-            }
-            // First: it must not wait for anybody.
-            self.watchdog.turn(&shared.progress, now);
-            let latest = shared.look(readings);
-            let up = |health| health == Health::Up;
-            let ready = up(latest.status.camera) && up(latest.status.outbox);
-            shared.ears.take(Happening::Ready(ready && !shared.closing.load(Ordering::Acquire)));
-            state.clear();
-            report::write_state(&latest.status, &mut state);
-            if state != said {
-                shared.delivery.set_status(&state);
-                said.clone_from(&state);
-                self.tell_systemd(&latest.status);
-            }
-            if now.since(published) >= PUBLISH {
-                published = now;
-                publish_numbers(shared, &latest);
-                // For a PLC that has come since.
-                shared.ears.talk().changed = true;
-            }
-            if now.since(shown) >= self.show_every
-                && let Some(display) = &mut self.display
-            {
-                shown = now;
-                match display.show(&latest.status, now) {
-                    Ok(()) => complained = false,
-                    Err(error) if !complained => {
-                        log::error!("{error}");
-                        complained = true;
-                    }
-                    Err(_) => {}
-                }
-            }
-            *shared.latest() = latest;
-            self.talk(shared);
-        }
-        if let Some(notifier) = self.watchdog.notifier() {
-            // Nothing hangs on it any more.
-            let _ = notifier.stopping();
-        }
-    }
-
-    /// Publishes the handshake as soon as it changes, until it is time for another turn.
-    fn talk(&self, shared: &Shared) {
-        let until = Moment::now() + TURN.min(self.show_every);
-        let mut text = String::new();
-        while !shared.stopped() {
-            let wait = until.since(Moment::now());
-            if wait.is_zero() {
-                return;
-            }
-            let mut talk = shared.ears.talk();
-            if !talk.changed {
-                talk = shared.ears.news.wait_timeout(talk, wait).unwrap_or_else(PoisonError::into_inner).0;
-            }
-            if std::mem::take(&mut talk.changed) {
-                text.clear();
-                talk.handshake.write_json(&mut text);
-                drop(talk);
-                shared.delivery.set_handshake(&text);
-            }
-        }
-    }
-
-    fn tell_systemd(&self, status: &Status) {
-        if let Some(notifier) = self.watchdog.notifier() {
-            let text = format!("camera {:?}, broker {:?}, outbox {:?}", status.camera, status.broker, status.outbox);
-            if let Err(error) = notifier.status(&text) {
-                log::warn!("{error}");
-            }
-        }
     }
 }

@@ -14,6 +14,7 @@
 pub mod appliance;
 pub mod desk;
 pub mod judge;
+mod keeper;
 pub mod ledger;
 pub mod report;
 pub mod scribe;
