@@ -12,9 +12,9 @@
 //   out      grid² floats, row by row.
 //
 // Launch of `embed_distance_*`
-//   block    32 × W threads, W ≤ 4: one warp a position. grid ⌈positions / W⌉.
+//   block    32 × W threads, W ≤ 4: one warp a position. Grid ⌈positions / W⌉.
 //   shared   W × (2·position_stride(k) + 4·(k rounded up to 32)) bytes: 42,496 at k = 100 and W = 4. Above 48 KB the
-//            limit must be raised first (k > 106 at W = 4).
+//            limit must be raised first (k > 106 at W = 4), on an Orin up to 163 KB: W ≤ 2 at k = 256.
 //   `_128`   k ≤ 128; `_256`: k ≤ 256, with twice the registers for sums.
 //
 // Bytes moved at grid = 64, k = 100: factors 41.4 MB, means 1.6 MB, maps of halves 1.1 MB (read often, but from the

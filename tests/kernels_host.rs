@@ -5,13 +5,16 @@
 mod common;
 mod kernels;
 
+use std::process::Command;
+
 use cellgate::backbone::{INPUT_MEAN, INPUT_STD, STAGE_CHANNELS};
 use cellgate::gaussian::distance::{mahalanobis, mahalanobis_dense};
+use cellgate::gaussian::factors::position_stride;
 use cellgate::heatmap::{Analyser, MAX_REGIONS};
 use cellgate::preprocess::{PreprocessConfig, Preprocessor};
 use cellgate::synth::{Generator, SynthConfig};
 use half::f16;
-use kernels::cell::{Cell, bits, in_every_order, uniform};
+use kernels::cell::{Cell, bits, in_every_order, shared_bytes, uniform};
 use kernels::{Kernels, Memory, Shape};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -30,6 +33,9 @@ macro_rules! kernels_or_skip {
 #[test]
 fn a_missing_barrier_a_divergent_one_and_a_copy_not_waited_for_show() {
     let kernels = kernels_or_skip!("a_missing_barrier_a_divergent_one_and_a_copy_not_waited_for_show");
+    if kernels::driver().is_some() {
+        return; // a device may do anything with them
+    }
     let shape = Shape { grid: [1, 1, 1], block: [32, 1, 1], shared: 128 };
     let run = |name: &str, order| {
         let (mut from, mut out) = (Memory::of(&[1.0f32; 4]), Memory::<f32>::new(32));
@@ -92,7 +98,8 @@ fn the_fused_distance_is_the_cpus_and_the_unfused_one() {
         cell.look_like(2);
         mahalanobis(&fit.view(), cell.embedder().project(&cell.pyramid), &mut cpu);
         let exact = mahalanobis_dense(&fit.view(), &cell.embedding());
-        for warps in [1, 3, 4] {
+        // As many warps as a block has room for on an Orin.
+        for warps in [1, 2, 4].into_iter().filter(|&warps| warps as usize * shared_bytes(k) <= 163 << 10) {
             let float = cell.distances::<f32>(kernels, &fit, warps);
             let half = cell.distances::<f16>(kernels, &fit, warps);
             let what = format!("grid {grid}, k = {k}, {warps} warps");
@@ -304,16 +311,76 @@ fn the_ptx_is_that_of_the_source() {
             script.lines().find_map(|line| line.strip_prefix(&format!("{name} = ["))).expect("a list in build.py");
         line.trim_end_matches(']').split(", ").map(|item| item.trim_matches('"').to_owned()).collect()
     };
-    for name in list("SOURCES") {
+    let all = kernels::ptx();
+    assert_eq!(all.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>(), list("SOURCES"));
+    for (name, ptx) in all {
         let mut digest = Sha256::new();
         for part in std::iter::once(format!("{name}.cu")).chain(list("HEADERS")) {
             digest.update(std::fs::read(folder.join(part)).unwrap());
         }
         digest.update(list("OPTIONS").join(" "));
         let hash: String = digest.finalize().iter().map(|b| format!("{b:02x}")).collect();
-        let ptx = std::fs::read_to_string(folder.join("ptx").join(format!("{name}.ptx"))).unwrap();
         let first = ptx.lines().next().unwrap();
         assert_eq!(first, format!("// cellgate source {hash}"), "{name}.cu has changed: run kernels/build.py compile");
         assert!(ptx.contains("\n.version 8.5\n.target sm_80\n"), "PTX that JetPack 6 loads");
     }
+}
+
+/// On a device: how fast the distance is, of 64 × 64 positions and k = 100, and which share of the memory's peak that is.
+/// Factors of four cells take turns, so that none waits in a cache. Nothing is asserted of the time.
+#[test]
+fn the_pace_of_the_distance_is_printed_on_a_device() {
+    let Some(driver) = kernels::driver() else { return };
+    let (grid, k, warps) = (64, 100, 4);
+    let cell = Cell::new(256, grid, k, "1,2,3,4");
+    let mut maps = cell.maps::<f16>();
+    let factors = vec![f16::from_f32(0.01); grid * grid * position_stride(k)];
+    let mut turns: Vec<Memory<f16>> = (0..4).map(|_| Memory::of(&factors)).collect();
+    let (mut mean, mut scale) = (Memory::of(&vec![0.0f32; grid * grid * k]), Memory::of(&vec![1.0f32; k]));
+    let mut out = Memory::<f32>::new(grid * grid);
+    let maps = cell.pointers(&mut maps);
+    let (mean, scale, target) = (mean.pointer(), scale.pointer(), out.pointer());
+    let (side, count, stride) = (grid as i32, k as i32, k.next_multiple_of(8) as i32);
+    let turns: Vec<*mut f16> = turns.iter_mut().map(Memory::pointer).collect();
+    let name = driver.name();
+    // Once where it only counts that it can be done.
+    let count_of_launches = if name.starts_with("fake") { 1 } else { 100 };
+    let launches: Vec<_> = (turns.iter().cycle().take(count_of_launches))
+        .map(|factors| {
+            let arguments = arguments![maps, mean, *factors, scale, target, side, count, stride];
+            arguments.iter().map(|a| a.cast_mut()).collect::<Vec<_>>()
+        })
+        .collect();
+    let shape = Shape {
+        grid: [(grid * grid) as u32 / warps, 1, 1],
+        block: [32 * warps, 1, 1],
+        shared: warps as usize * shared_bytes(k),
+    };
+    // SAFETY: the kernel's arguments, and buffers of the sizes that they name.
+    let mut times = unsafe { driver.time("embed_distance_half_128", shape, &launches) };
+    assert!(out.values().iter().all(|m| m.is_finite()));
+    times.sort_by(f32::total_cmp);
+    let (median, map) = (f64::from(times[times.len() / 2]), 5440 * 104 * 2);
+    let bytes = (2 * factors.len() + 4 * grid * grid * (k + 1) + map) as f64;
+    let (pace, peak) = (bytes / (median * 1e-3), driver.peak());
+    println!("{name}: {median:.4} ms, {:.1} GB/s, {:.0} % of {:.0} GB/s", pace / 1e9, 100.0 * pace / peak, peak / 1e9);
+}
+
+/// The way to a device, as far as it goes without one: this whole suite through a driver that is a test double.
+#[test]
+fn the_suite_passes_through_the_driver_too() {
+    const NAME: &str = "the_suite_passes_through_the_driver_too";
+    if std::env::var_os("CELLGATE_LIBCUDA").is_some() {
+        return; // this is that suite
+    }
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let driver = folder.path().join("libcuda.so.1");
+    if kernels::build("fake_cuda.cpp", &driver).is_none() {
+        return common::skip(NAME, "a C++ compiler (apt-get install g++)");
+    }
+    let suite = std::env::current_exe().unwrap();
+    let done = Command::new(suite).args(["--skip", NAME]).env("CELLGATE_LIBCUDA", &driver).output().unwrap();
+    let output = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success(), "{output}{}", String::from_utf8_lossy(&done.stderr));
+    assert!(output.contains(" 0 failed; 0 ignored"), "{output}");
 }

@@ -56,7 +56,7 @@ impl Element for f32 {
 
 /// The kernels' `Maps`.
 #[repr(C)]
-struct Maps<T> {
+pub struct Maps<T> {
     data: [*const T; 4],
     side: [i32; 4],
 }
@@ -99,7 +99,7 @@ impl Cell {
     }
 
     /// The projected maps; what fills a pixel up to the stride is no number. Stages that W does not use have none.
-    fn maps<T: Element>(&self) -> [Option<Memory<T>>; 4] {
+    pub fn maps<T: Element>(&self) -> [Option<Memory<T>>; 4] {
         std::array::from_fn(|stage| {
             let (w, channels, k) = (self.projection.stage(stage), STAGE_CHANNELS[stage], self.k);
             self.projection.uses(stage).then(|| {
@@ -119,7 +119,8 @@ impl Cell {
         })
     }
 
-    fn pointers<T: Element>(&self, maps: &mut [Option<Memory<T>>; 4]) -> Maps<T> {
+    /// What a kernel takes of them.
+    pub fn pointers<T: Element>(&self, maps: &mut [Option<Memory<T>>; 4]) -> Maps<T> {
         let side = std::array::from_fn(|stage| self.pyramid.side(stage) as i32);
         let data =
             std::array::from_fn(|stage| maps[stage].as_mut().map_or(std::ptr::null(), |m| m.pointer().cast_const()));
@@ -146,7 +147,7 @@ impl Cell {
     pub fn distances<T: Element>(&self, kernels: &Kernels, fit: &OwnedStatistics, warps: u32) -> Vec<f32> {
         let (positions, mut maps) = (self.grid * self.grid, self.maps::<T>());
         let most = if self.k <= 128 { 128 } else { 256 };
-        let shared = warps as usize * (2 * position_stride(self.k) + 4 * self.k.next_multiple_of(32));
+        let shared = warps as usize * shared_bytes(self.k);
         let shape = Shape { grid: [(positions as u32).div_ceil(warps), 1, 1], block: [32 * warps, 1, 1], shared };
         let (grid, k, stride) = (self.grid as i32, self.k as i32, self.stride() as i32);
         let (mut mean, mut factors, mut scale) = buffers(fit);
@@ -197,6 +198,11 @@ impl Cell {
         }
         accumulator.finish(Shrinkage::default(), Precision::F16, &workers).unwrap()
     }
+}
+
+/// Shared memory of a warp of `embed_distance_*`.
+pub fn shared_bytes(k: usize) -> usize {
+    2 * position_stride(k) + 4 * k.next_multiple_of(32)
 }
 
 /// Means, factors and row scales exactly as long as they must be: nothing may be read behind them.

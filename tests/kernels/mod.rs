@@ -2,16 +2,19 @@
 //! been.
 
 pub mod cell;
+pub mod driver;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use driver::Driver;
+
 /// Orders in which a block's threads run: ascending, descending, shuffled.
 pub const ORDERS: [u32; 3] = [0, 1, 7];
 
-type Launch = unsafe extern "C" fn(
+type Entry = unsafe extern "C" fn(
     *const c_char,
     *const c_uint,
     *const c_uint,
@@ -22,9 +25,10 @@ type Launch = unsafe extern "C" fn(
     usize,
 ) -> c_int;
 
-/// The library's one entry.
-pub struct Kernels {
-    launch: Launch,
+/// Where the kernels run: compiled for this machine, or on a device (`CELLGATE_LIBCUDA` names its driver).
+pub enum Kernels {
+    Host(Entry),
+    Device(Driver),
 }
 
 /// The folder of the kernels.
@@ -32,22 +36,42 @@ pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels")
 }
 
-/// Compiles the kernels for this machine, once; none if there is no C++ compiler.
+/// The committed PTX, by its source.
+pub fn ptx() -> Vec<(String, String)> {
+    let files = std::fs::read_dir(folder().join("ptx")).unwrap().map(|file| file.unwrap().path());
+    let mut all: Vec<_> = files
+        .map(|path| (path.file_stem().unwrap().to_str().unwrap().to_owned(), std::fs::read_to_string(path).unwrap()))
+        .collect();
+    all.sort();
+    all
+}
+
+/// Compiles a file of `kernels/host` to a shared library; none if there is no C++ compiler.
+pub fn build(source: &str, to: &Path) -> Option<()> {
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
+    Command::new(&compiler).arg("--version").output().ok()?;
+    let done = Command::new(&compiler)
+        .args("-std=c++17 -O2 -Wall -Wextra -Werror -Wno-unknown-pragmas -fPIC -shared".split(' '))
+        .args(["-ffp-contract=off", "-fno-strict-aliasing", "-DCELLGATE_HOST", "-o"])
+        .args([to, &folder().join("host").join(source)])
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{compiler}: {}", String::from_utf8_lossy(&done.stderr));
+    Some(())
+}
+
+/// The kernels; none if they must be compiled and there is no C++ compiler.
 pub fn kernels() -> Option<&'static Kernels> {
     static KERNELS: OnceLock<Option<Kernels>> = OnceLock::new();
     KERNELS
         .get_or_init(|| {
-            let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
-            Command::new(&compiler).arg("--version").output().ok()?;
-            let build = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-            let library = build.path().join("libkernels.so");
-            let done = Command::new(&compiler)
-                .args("-std=c++17 -O2 -Wall -Wextra -Werror -Wno-unknown-pragmas -fPIC -shared".split(' '))
-                .args(["-ffp-contract=off", "-fno-strict-aliasing", "-DCELLGATE_HOST", "-o"])
-                .args([&library, &folder().join("host/launch.cpp")])
-                .output()
-                .unwrap();
-            assert!(done.status.success(), "{compiler}: {}", String::from_utf8_lossy(&done.stderr));
+            if let Some(driver) = std::env::var_os("CELLGATE_LIBCUDA") {
+                let texts: Vec<String> = ptx().into_iter().map(|(_, text)| text).collect();
+                return Some(Kernels::Device(Driver::open(&driver, &texts)));
+            }
+            let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+            let library = folder.path().join("libkernels.so");
+            build("launch.cpp", &library)?;
             let path = CString::new(library.to_str().unwrap()).unwrap();
             // SAFETY: the library was just built; it runs nothing when it is loaded, and stays loaded.
             let entry = unsafe {
@@ -57,9 +81,17 @@ pub fn kernels() -> Option<&'static Kernels> {
             };
             assert!(!entry.is_null(), "the library has no cellgate_launch");
             // SAFETY: kernels/host/launch.cpp declares it so.
-            Some(Kernels { launch: unsafe { std::mem::transmute::<*mut c_void, Launch>(entry) } })
+            Some(Kernels::Host(unsafe { std::mem::transmute::<*mut c_void, Entry>(entry) }))
         })
         .as_ref()
+}
+
+/// The driver, where the kernels run on a device.
+pub fn driver() -> Option<&'static Driver> {
+    match kernels() {
+        Some(Kernels::Device(driver)) => Some(driver),
+        _ => None,
+    }
 }
 
 /// The shape of a launch.
@@ -89,12 +121,17 @@ impl Kernels {
         order: u32,
         arguments: &[*const c_void],
     ) -> Result<(), String> {
-        let name = CString::new(name).unwrap();
         let mut arguments: Vec<*mut c_void> = arguments.iter().map(|a| a.cast_mut()).collect();
+        let entry = match self {
+            Self::Host(entry) => entry,
+            // SAFETY: as the caller promised. (A device has its own order.)
+            Self::Device(driver) => return unsafe { driver.launch(name, shape, &arguments) },
+        };
+        let name = CString::new(name).unwrap();
         let mut error = [0; 256];
         // SAFETY: as the caller promised; the text fits, and ends with a 0.
         unsafe {
-            let status = (self.launch)(
+            let status = entry(
                 name.as_ptr(),
                 shape.grid.as_ptr(),
                 shape.block.as_ptr(),
@@ -115,10 +152,12 @@ macro_rules! arguments {
     ($($argument:expr),* $(,)?) => { &[$(std::ptr::from_ref(&$argument).cast::<std::ffi::c_void>()),*][..] };
 }
 
-/// "Device" memory: aligned to 16 bytes, all ones (no number, in floats and halves) before and behind what is put there.
+/// Memory for kernels: aligned to 16 bytes, all ones (no number, in floats and halves) before and behind what is put there.
 pub struct Memory<T> {
     words: Vec<u128>,
     len: usize,
+    /// Where it lies on a device, once a kernel was given it; 0 on the host.
+    device: u64,
     element: std::marker::PhantomData<T>,
 }
 
@@ -128,7 +167,7 @@ impl<T: bytemuck::Pod> Memory<T> {
     /// Room for `len` values, none of which has been written.
     pub fn new(len: usize) -> Self {
         let words = vec![u128::MAX; 2 * GUARD + (len * size_of::<T>()).div_ceil(16)];
-        Self { words, len, element: std::marker::PhantomData }
+        Self { words, len, device: 0, element: std::marker::PhantomData }
     }
 
     /// These values.
@@ -142,16 +181,32 @@ impl<T: bytemuck::Pod> Memory<T> {
         bytemuck::cast_slice_mut(&mut self.words[GUARD..])
     }
 
-    /// What a kernel takes.
+    /// What a kernel takes; the values as they are here go to the device.
     pub fn pointer(&mut self) -> *mut T {
-        self.bytes().as_mut_ptr().cast()
+        let Some(driver) = driver() else { return self.bytes().as_mut_ptr().cast() };
+        if self.device == 0 {
+            self.device = driver.allocate(size_of_val(&self.words[..]));
+        }
+        driver.upload(self.device, &self.words);
+        (self.device as usize + GUARD * 16) as *mut T
     }
 
     /// The values, after a look at what lies around them.
     pub fn values(&mut self) -> Vec<T> {
+        if let (Some(driver), true) = (driver(), self.device != 0) {
+            driver.download(&mut self.words, self.device);
+        }
         assert!(self.words[..GUARD].iter().all(|&w| w == u128::MAX), "a kernel wrote before its memory");
         let len = self.len * size_of::<T>();
         assert!(self.bytes()[len..].iter().all(|&b| b == 0xff), "a kernel wrote behind its memory");
         bytemuck::pod_collect_to_vec(&self.bytes()[..len])
+    }
+}
+
+impl<T> Drop for Memory<T> {
+    fn drop(&mut self) {
+        if let (Some(driver), true) = (driver(), self.device != 0) {
+            driver.free(self.device);
+        }
     }
 }
