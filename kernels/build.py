@@ -20,7 +20,7 @@ import tempfile
 HERE = pathlib.Path(__file__).resolve().parent
 SOURCES = ["distance", "frame", "heatmap"]
 HEADERS = ["common.cuh"]
-OPTIONS = ["--gpu-architecture=compute_80", "--std=c++17", "--fmad=false", "--restrict"]
+OPTIONS = ["--gpu-architecture=compute_80", "--std=c++17", "--fmad=false"]
 # Card, assembler.
 TARGETS = [("sm_87", "cuda_nvcc"), ("sm_90", "cu13"), ("sm_110", "cu13")]
 BEGIN, END = "<!-- begin: build.py -->\n", "<!-- end: build.py -->\n"

@@ -1,5 +1,14 @@
 // From a camera's frame to the network's input: straightened, averaged over the output pixel, normalised.
 //
+//   correct_pixels
+//     frame, dark, gain   16-bit values of each pixel, row by row (src/preprocess/sensor): raw values up to `white`; the dark
+//                         signal with `places` binary places; the gain in 1/8192.
+//     out                 the corrected frame; it may be the frame itself.
+//     Four pixels a thread, in 8-byte loads: block any, grid ⌈count / 4 / block⌉; all four start on 8 bytes. 8 bytes moved a
+//     pixel: 3.7 MB at 680², 18 µs at 205 GB/s, 54 µs at 68 GB/s.
+//   correct_bad
+//     Puts the median of up to 8 good neighbours in the place of a bad pixel, after `correct_pixels`. `neighbours` are nine
+//     words a bad pixel: how many, and their indices. One thread a bad pixel. Both equal the CPU's to the last bit.
 //   rectify_half, rectify_float
 //     frame       width × height 16-bit values, row by row, no padding; it may lie in mapped host memory.
 //     homography  from a rectified point to a frame point, 9 doubles by value.
@@ -16,6 +25,65 @@
 //     count floats g₀ → halves: value·factor − shift. One thread a value; 6 bytes moved each.
 
 #include "common.cuh"
+
+constexpr int GAIN_BITS = 13;
+
+__device__ __forceinline__ uint32_t corrected(uint32_t raw, uint32_t dark, uint32_t gain, uint32_t white, int places) {
+    const uint32_t lifted = min(raw, white) << places;
+    const uint32_t light = lifted > dark ? lifted - dark : 0u;
+    const uint32_t value = ((light * gain >> (GAIN_BITS + places - 1)) + 1) >> 1;
+    return max(min(value, white), raw >= white ? white : 0u);
+}
+
+// Neither of the pointers is `__restrict__`: the frame may be corrected in place.
+extern "C" __global__ void __launch_bounds__(256)
+    correct_pixels(const uint16_t* frame, const uint16_t* dark, const uint16_t* gain, uint16_t* out, int count, int white, int places) {
+    const int at = 4 * (blockIdx.x * blockDim.x + threadIdx.x);
+    if (at + 4 <= count) {
+        const uint2 raw = *reinterpret_cast<const uint2*>(frame + at);
+        const uint2 d = *reinterpret_cast<const uint2*>(dark + at), g = *reinterpret_cast<const uint2*>(gain + at);
+        const auto pair = [&](uint32_t raw, uint32_t d, uint32_t g) {
+            return corrected(raw & 0xffff, d & 0xffff, g & 0xffff, white, places) |
+                   corrected(raw >> 16, d >> 16, g >> 16, white, places) << 16;
+        };
+        uint2 both;
+        both.x = pair(raw.x, d.x, g.x);
+        both.y = pair(raw.y, d.y, g.y);
+        *reinterpret_cast<uint2*>(out + at) = both;
+    } else {
+        for (int i = at; i < count; ++i) out[i] = static_cast<uint16_t>(corrected(frame[i], dark[i], gain[i], white, places));
+    }
+}
+
+constexpr int NEIGHBOURS = 8;
+
+extern "C" __global__ void __launch_bounds__(256)
+    correct_bad(uint16_t* pixels, const uint32_t* bad, const uint32_t* neighbours, int count) {
+    const int at = blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= count) return;
+    const uint32_t* own = neighbours + static_cast<size_t>(at) * (1 + NEIGHBOURS);
+    const int good = own[0];
+    uint32_t values[NEIGHBOURS];
+#pragma unroll
+    for (int i = 0; i < NEIGHBOURS; ++i) values[i] = i < good ? pixels[own[1 + i]] : 0xffffffffu;
+    // Sorted by neighbours that change places, so that all stay in registers.
+#pragma unroll
+    for (int round = 0; round < NEIGHBOURS; ++round) {
+#pragma unroll
+        for (int i = round % 2; i + 1 < NEIGHBOURS; i += 2) {
+            const uint32_t low = min(values[i], values[i + 1]), high = max(values[i], values[i + 1]);
+            values[i] = low;
+            values[i + 1] = high;
+        }
+    }
+    uint32_t below = 0, middle = 0;
+#pragma unroll
+    for (int i = 0; i < NEIGHBOURS; ++i) {
+        if (i == good / 2) middle = values[i];
+        if (i == (good - 1) / 2) below = values[i];
+    }
+    pixels[bad[at]] = static_cast<uint16_t>((below + middle + 1) / 2);
+}
 
 constexpr int SPAN = 8;
 constexpr int SPANS = 32;

@@ -8,9 +8,12 @@ mod kernels;
 use std::process::Command;
 
 use cellgate::backbone::{INPUT_MEAN, INPUT_STD, STAGE_CHANNELS};
+use cellgate::camera::Format;
+use cellgate::frame::Frame;
 use cellgate::gaussian::distance::{mahalanobis, mahalanobis_dense};
 use cellgate::gaussian::factors::position_stride;
 use cellgate::heatmap::{Analyser, MAX_REGIONS};
+use cellgate::preprocess::sensor::{Calibration, Correction, Recorder};
 use cellgate::preprocess::{PreprocessConfig, Preprocessor};
 use cellgate::synth::{Generator, SynthConfig};
 use half::f16;
@@ -239,6 +242,50 @@ fn regions_are_exactly_the_cpus() {
                 .collect();
             assert_eq!(got[..want_words.len()], want_words, "side {side}, level {level}");
         }
+    }
+}
+
+#[test]
+fn a_sensor_is_corrected_to_the_last_bit() {
+    let kernels = kernels_or_skip!("a_sensor_is_corrected_to_the_last_bit");
+    for (white, side) in [(255u16, 37), (4095, 64), (65535, 101)] {
+        let format = Format { width: side, height: side, white };
+        let mut rng = ChaCha8Rng::seed_from_u64(side as u64);
+        // Dark frames with a pattern, and some hot pixels, of which a few are neighbours.
+        let level = |at: usize| if at % 211 < 2 { f32::from(white) * 0.5 } else { f32::from(white) * 0.02 };
+        let mut dark = Recorder::new(format);
+        for _ in 0..64 {
+            let pixels = (0..side * side).map(|at| (level(at) * (0.9 + 0.2 * uniform(&mut rng))) as u16).collect();
+            dark.add(&Frame::from_pixels(side, side, white, pixels)).unwrap();
+        }
+        let calibration = Calibration::from_dark(&dark, "", "").unwrap();
+        let correction = Correction::new(&calibration, format).unwrap();
+        let tables = correction.tables();
+        assert!(!tables.bad.is_empty());
+        let raw: Vec<u16> = (0..side * side).map(|_| (uniform(&mut rng) * 1.05 * f32::from(white)) as u16).collect();
+        let mut want = Frame::from_pixels(side, side, white, raw.clone());
+        correction.apply(&mut want).unwrap();
+
+        let words = tables.neighbours.iter().flat_map(|(n, at)| std::iter::once(u32::from(*n)).chain(*at));
+        let mut neighbours = Memory::of(&words.collect::<Vec<_>>());
+        let (mut dark, mut gain, mut bad) = (Memory::of(tables.dark), Memory::of(tables.gain), Memory::of(tables.bad));
+        let (dark, gain, bad_pixels) = (dark.pointer(), gain.pointer(), bad.pointer());
+        let (near, count, bads) = (neighbours.pointer(), raw.len() as i32, tables.bad.len() as i32);
+        let (white, places) = (i32::from(white), tables.places as i32);
+        let got = in_every_order(|order| {
+            let mut frame = Memory::of(&raw);
+            let pixels = frame.pointer();
+            let shape = Shape::of(raw.len().div_ceil(4), 256);
+            // SAFETY: the kernels' arguments, and as many pixels and bad ones as they are told.
+            unsafe {
+                let arguments = arguments![pixels, dark, gain, pixels, count, white, places];
+                kernels.launch("correct_pixels", shape, order, arguments).unwrap();
+                let shape = Shape::of(tables.bad.len(), 64);
+                kernels.launch("correct_bad", shape, order, arguments![pixels, bad_pixels, near, bads]).unwrap();
+            }
+            frame.values()
+        });
+        assert_eq!(got, want.pixels());
     }
 }
 

@@ -59,6 +59,8 @@ const std::map<std::string, Call>& kernels() {
         KERNEL(smooth_columns),
         KERNEL(heatmap_scores),
         KERNEL(heatmap_regions),
+        KERNEL(correct_pixels),
+        KERNEL(correct_bad),
         KERNEL(rectify_half),
         KERNEL(rectify_float),
         KERNEL(normalise_half),

@@ -28,7 +28,7 @@ type Entry = unsafe extern "C" fn(
 /// Where the kernels run: compiled for this machine, or on a device (`CELLGATE_LIBCUDA` names its driver).
 pub enum Kernels {
     Host(Entry),
-    Device(Driver),
+    Device(Box<Driver>),
 }
 
 /// The folder of the kernels.
@@ -67,7 +67,7 @@ pub fn kernels() -> Option<&'static Kernels> {
         .get_or_init(|| {
             if let Some(driver) = std::env::var_os("CELLGATE_LIBCUDA") {
                 let texts: Vec<String> = ptx().into_iter().map(|(_, text)| text).collect();
-                return Some(Kernels::Device(Driver::open(&driver, &texts)));
+                return Some(Kernels::Device(Box::new(Driver::open(&driver, &texts))));
             }
             let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
             let library = folder.path().join("libkernels.so");
