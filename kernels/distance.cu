@@ -13,7 +13,7 @@
 //
 // Launch of `embed_distance_*`
 //   block    32 × W threads, W ≤ 4: one warp a position. Grid ⌈positions / W⌉.
-//   shared   W × (2·position_stride(k) + 4·(k rounded up to 32)) bytes: 42,496 at k = 100 and W = 4. Above 48 KB the
+//   shared   W × (2·position_stride(k) + 4·(k rounded up to 32, at least 64)) bytes: 42,496 at k = 100, W = 4. Above 48 KB the
 //            limit must be raised first (k > 106 at W = 4), on an Orin up to 163 KB: W ≤ 2 at k = 256.
 //   `_128`   k ≤ 128; `_256`: k ≤ 256, with twice the registers for sums.
 //
@@ -22,8 +22,10 @@
 // NX), 0.22 ms at 205 GB/s (AGX Orin), 0.16 ms at 273 GB/s (Thor).
 //
 // How: each lane starts its share of the position's 10 KB as 16-byte asynchronous copies, reads the embedding out while they
-// are on their way, and then owns up to four (eight) rows of U, whose sums stay in registers. Two warps in three wait for
-// memory at any time, with 120 KB on their way in an Orin's SM, of which it needs 8 KB to cover 600 ns.
+// are on their way, and then owns up to four (eight) rows of U, whose sums stay in registers. Shared memory has room for 12
+// warps an SM of an Orin: if half of them wait, 60 KB are on their way, where 205 GB/s and 600 ns need 8 KB an SM.
+// Instructions do not bind: in sm_87's code the sums take about 1,600 a position and warp (5.5 for 32 multiply-adds: a load, a
+// conversion, a multiply-add, and their addresses) and the rest a quarter of that. An AGX Orin issues 83 G a second: 0.1 ms.
 
 #include "common.cuh"
 
@@ -87,12 +89,13 @@ __device__ __forceinline__ void read_out(const Maps<T>& maps, int grid, int k, i
 // Halves from one position to the next.
 __device__ __forceinline__ int position_stride(int k) { return (k * (k + 1) / 2 + 63) / 64 * 64; }
 
-// A warp's part of the shared memory: a packed position, and y − μ.
+// A warp's part of the shared memory: a packed position, and y − μ, which is long enough for what `norm` reads too much of the
+// position.
 struct Part {
     __half* factors;
     float* centred;
     __device__ __forceinline__ Part(unsigned char* shared, int warp, int k) {
-        const int bytes = 2 * position_stride(k), floats = (k + 31) / 32 * 32;
+        const int bytes = 2 * position_stride(k), floats = max((k + 31) / 32 * 32, 64);
         unsigned char* own = shared + static_cast<size_t>(warp) * (bytes + 4 * floats);
         factors = reinterpret_cast<__half*>(own);
         centred = reinterpret_cast<float*>(own + bytes);
@@ -105,25 +108,20 @@ __device__ __forceinline__ void start_copy(__half* shared, const __half* factors
     for (int at = 8 * lane; at < stride; at += 8 * WARP) copy_async16(shared + at, from + at);
 }
 
-// ‖diag(scale)·U·d‖ of one warp. Lane l sums the rows l, l + 32, …; those behind the last row sum the last one again and
-// are dropped, so that only the block of columns that meets the diagonal has lanes to clear.
+// ‖diag(scale)·U·d‖ of one warp. Lane l sums the rows l, l + 32, … up to 32·ROWS: those behind the last row sum what comes
+// after the column, and are dropped, so that only the block of columns that meets the diagonal has lanes to clear, and a column
+// needs one address for all its rows. What is read behind the position (at most 32·ROWS − k numbers) lies in the warp's part.
 template <int ROWS>
 __device__ __forceinline__ float norm(const __half* u, const float* d, const float* __restrict__ scale, int k, int lane) {
-    float z[ROWS];
-    int row[ROWS];
-#pragma unroll
-    for (int m = 0; m < ROWS; ++m) {
-        z[m] = 0.0f;
-        row[m] = min(lane + WARP * m, k - 1);
-    }
-    const __half* column = u; // where its row 0 would be
+    float z[ROWS] = {};
+    int column = lane; // this lane's row of block 0 of the column, if it had one
 #pragma unroll
     for (int block = 0; block < ROWS; ++block) {
         const int first = WARP * block, count = min(WARP, k - first);
         const auto add = [&](int j, float x) {
 #pragma unroll
             for (int m = block; m < ROWS; ++m) {
-                const float value = __half2float(column[row[m]]);
+                const float value = __half2float(u[column + WARP * m]);
                 z[m] = fmaf(m > block || lane >= j ? value : 0.0f, x, z[m]);
             }
             column += k - 1 - (first + j);
@@ -142,7 +140,7 @@ __device__ __forceinline__ float norm(const __half* u, const float* d, const flo
 #pragma unroll
     for (int m = 0; m < ROWS; ++m) {
         if (lane + WARP * m < k) {
-            const float scaled = z[m] * scale[row[m]];
+            const float scaled = z[m] * scale[lane + WARP * m];
             sum = fmaf(scaled, scaled, sum);
         }
     }

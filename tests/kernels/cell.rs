@@ -202,7 +202,7 @@ impl Cell {
 
 /// Shared memory of a warp of `embed_distance_*`.
 pub fn shared_bytes(k: usize) -> usize {
-    2 * position_stride(k) + 4 * k.next_multiple_of(32)
+    2 * position_stride(k) + 4 * k.next_multiple_of(32).max(64)
 }
 
 /// Means, factors and row scales exactly as long as they must be: nothing may be read behind them.

@@ -31,9 +31,9 @@ pub enum Kernels {
     Device(Box<Driver>),
 }
 
-/// The folder of the kernels.
+/// The folder of the kernels: in the package, or where the test is started without cargo (a board to which it was copied).
 pub fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels")
+    std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_default().join("kernels")
 }
 
 /// The committed PTX, by its source.
