@@ -50,3 +50,16 @@ __device__ __forceinline__ uint32_t ordered(float x) {
 __device__ __forceinline__ float from_ordered(uint32_t key) {
     return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
+
+// What one block reduces, it reduces with all its threads.
+constexpr int THREADS = 1024;
+constexpr int WARPS = THREADS / WARP;
+
+// Sums over a block of 1024, the result in every thread. `parts` holds 32 numbers; it is free again after the next barrier.
+__device__ __forceinline__ float block_sum(float x, float* parts) {
+    x = warp_sum(x);
+    __syncthreads(); // the last reader of `parts` is done
+    if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = x;
+    __syncthreads();
+    return warp_sum(parts[threadIdx.x % WARP]);
+}

@@ -21,6 +21,10 @@
 //     where an Orin's SM has two lanes for doubles.
 //     Bytes moved at 680² → 256²: 0.9 MB of frame, 0.13 MB of halves. Floor 5 µs at 205 GB/s, 15 µs at 68 GB/s; with
 //     2×2 taps the 1 M pixels that are read come from the caches.
+//   measure_image
+//     What the gates look at, of size² floats in the frame's own units (`rectify_float` with factor 1 and shift 0): the mean, and
+//     the root mean square of the four-neighbour Laplacian, divided by the mean; 0 for a black image. One block of 1024, sums by
+//     fixed trees. 256 KB at 256², from the cache.
 //   normalise_half
 //     count floats g₀ → halves: value·factor − shift. One thread a value; 6 bytes moved each.
 
@@ -204,4 +208,28 @@ extern "C" __global__ void __launch_bounds__(256)
     normalise_half(const float* __restrict__ image, float factor, float shift, __half* __restrict__ out, int count) {
     const int at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at < count) out[at] = __float2half_rn(image[at] * factor - shift);
+}
+
+struct Measures {
+    float mean, sharpness;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    measure_image(const float* __restrict__ image, int size, Measures* __restrict__ out) {
+    __shared__ float parts[WARPS];
+    float sum = 0.0f, energy = 0.0f;
+    for (int at = threadIdx.x; at < size * size; at += THREADS) {
+        const int x = at % size, y = at / size;
+        const float value = image[at];
+        sum += value;
+        if (x == 0 || y == 0 || x == size - 1 || y == size - 1) continue;
+        const float l = image[at - size] + image[at + size] + image[at - 1] + image[at + 1] - 4.0f * value;
+        energy = fmaf(l, l, energy);
+    }
+    const float mean = block_sum(sum, parts) / static_cast<float>(size * size);
+    const float square = block_sum(energy, parts) / static_cast<float>((size - 2) * (size - 2));
+    if (threadIdx.x == 0) {
+        out->mean = mean;
+        out->sharpness = mean > 0.0f ? sqrtf(square) / mean : 0.0f;
+    }
 }

@@ -38,18 +38,7 @@ extern "C" __global__ void __launch_bounds__(256)
     out[at] = sum;
 }
 
-constexpr int THREADS = 1024;
-constexpr int WARPS = THREADS / WARP;
 constexpr int BINS = 256;
-
-// Sums over a block of 1024, the result in every thread. `parts` holds 32 numbers; it is free again after the next barrier.
-__device__ __forceinline__ float block_sum(float x, float* parts) {
-    x = warp_sum(x);
-    __syncthreads(); // the last reader of `parts` is done
-    if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = x;
-    __syncthreads();
-    return warp_sum(parts[threadIdx.x % WARP]);
-}
 
 struct Scores {
     float top, max, mean;

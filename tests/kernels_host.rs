@@ -329,6 +329,36 @@ fn a_frame_is_straightened_and_normalised_to_the_last_bit() {
 }
 
 #[test]
+fn brightness_and_sharpness_are_those_of_the_gates() {
+    let kernels = kernels_or_skip!("brightness_and_sharpness_are_those_of_the_gates");
+    let measures = |image: &[f32], size: i32| {
+        let got = in_every_order(|order| {
+            let (mut image, mut out) = (Memory::of(image), Memory::<f32>::new(2));
+            let (source, target) = (image.pointer(), out.pointer());
+            let arguments = arguments![source, size, target];
+            // SAFETY: the kernel's arguments, and an image of size².
+            unsafe { kernels.launch("measure_image", Shape::of(1024, 1024), order, arguments) }.unwrap();
+            bits(&out.values())
+        });
+        [f32::from_bits(got[0]), f32::from_bits(got[1])]
+    };
+    for size in [64, 256] {
+        let config = SynthConfig { size: 400, white: 4095, ..SynthConfig::default() };
+        let frame = Generator::new(config, 8).unwrap().cell(1).frame;
+        let mut image = vec![0.0; size * size];
+        let mut preprocessor = Preprocessor::new(PreprocessConfig::default(), size, 400, 400).unwrap();
+        let placement = preprocessor.run(&frame, &mut image).unwrap();
+        // Back to the frame's own units.
+        image.iter_mut().for_each(|g| *g = (*g * INPUT_STD + INPUT_MEAN) * 4095.0);
+        let [mean, sharpness] = measures(&image, size as i32);
+        for (got, want) in [(mean / 4095.0, placement.brightness), (sharpness, placement.sharpness)] {
+            assert!((got - want).abs() <= 1e-5 * want, "{size}: {got} for {want}");
+        }
+    }
+    assert_eq!(measures(&[0.0; 64 * 64], 64), [0.0, 0.0]);
+}
+
+#[test]
 fn halves_are_rounded_as_the_crate_rounds_them() {
     let kernels = kernels_or_skip!("halves_are_rounded_as_the_crate_rounds_them");
     let mut values: Vec<f32> = (0..=u16::MAX).map(|b| f16::from_bits(b).to_f32()).filter(|v| !v.is_nan()).collect();

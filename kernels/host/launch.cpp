@@ -64,6 +64,7 @@ const std::map<std::string, Call>& kernels() {
         KERNEL(rectify_half),
         KERNEL(rectify_float),
         KERNEL(normalise_half),
+        KERNEL(measure_image),
         KERNEL(mistake_no_barrier),
         KERNEL(mistake_divergent_barrier),
         KERNEL(mistake_no_wait),
