@@ -198,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         atomicMax(&bottom[first], y + 1);
         atomicAdd(&area[first], 1u);
     }
-    __syncthreads();
+    // (Boxes and areas are read behind the barriers that follow.)
     // By peak, and among equals by place: the largest key below the last one, eight times.
     uint64_t last = ~0ull;
     const uint32_t kept = min(total, static_cast<uint32_t>(MAX_REGIONS));

@@ -1,8 +1,9 @@
 // CUDA kernels on a host, for tests: one fibre per CUDA thread, one block after the other. Fibres change only at barriers
-// and shuffles, in an order that the launch chooses: where a barrier is missing, the result depends on it.
+// and shuffles, in an order that the launch chooses: where a barrier is missing, the result depends on it. In the first order
+// all threads go from barrier to barrier together; in the others one warp goes as far as it can before the next one does.
 //
 // What is read before it is written is not a number: dynamic shared memory starts as such, and so does the target of an
-// asynchronous copy, which takes place only when it is waited for.
+// asynchronous copy, which takes place only when it is waited for. Behind the shared memory nothing can be read.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +16,8 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
+
+#include <sys/mman.h>
 
 struct uint3 {
     unsigned x, y, z;
@@ -80,7 +83,36 @@ struct Fibre {
 struct Launch {
     uint3 grid, block;
     size_t shared_bytes;
-    unsigned order; // 0 ascending, 1 descending, else a shuffle with this seed
+    unsigned order; // 0 ascending and together, 1 descending, else a shuffle with this seed
+};
+
+// Memory whose last byte is followed by a page that may not be touched.
+class Shared {
+    unsigned char* pages = nullptr;
+    size_t mapped = 0, used = 0;
+    static constexpr size_t PAGE = 64 << 10; // a multiple of every page size in use
+
+public:
+    Shared() = default;
+    Shared(const Shared&) = delete;
+    ~Shared() { give_back(); }
+    void give_back() {
+        if (pages) munmap(pages, mapped);
+        pages = nullptr;
+    }
+    void resize(size_t bytes) {
+        used = (bytes + 127) / 128 * 128;
+        const size_t wanted = (used + PAGE - 1) / PAGE * PAGE + PAGE;
+        if (pages && wanted == mapped) return;
+        give_back();
+        mapped = wanted;
+        void* got = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (got == MAP_FAILED) throw std::runtime_error("no memory");
+        pages = static_cast<unsigned char*>(got);
+        mprotect(pages + mapped - PAGE, PAGE, PROT_NONE);
+    }
+    unsigned char* start() { return pages + mapped - PAGE - used; }
+    void poison() { std::memset(start(), 0xff, used); }
 };
 
 inline thread_local Fibre* current;
@@ -88,7 +120,7 @@ inline thread_local void* scheduler;
 inline thread_local uint3 block_index;
 inline thread_local Launch launched;
 inline thread_local std::vector<Fibre> fibres;
-inline thread_local std::vector<unsigned char> shared_memory;
+inline thread_local Shared shared_memory;
 inline thread_local std::function<void()> body;
 inline thread_local std::string fault;
 
@@ -127,11 +159,11 @@ inline void prepare(Fibre& fibre) {
 #endif
 }
 
-// Lets warps go on whose lanes have all come to the same barrier.
-inline bool release_warps() {
+// Lets warps go on whose lanes have all come to the same barrier, among the fibres from `begin` to `end`.
+inline bool release_warps(unsigned begin, unsigned end) {
     bool moved = false;
     const unsigned threads = fibres.size();
-    for (unsigned i = 0; i < threads; ++i) {
+    for (unsigned i = begin; i < end; ++i) {
         if (fibres[i].state != State::AtWarpBarrier) continue;
         const unsigned mask = fibres[i].mask, first = i & ~31u;
         bool complete = mask >> (i & 31) & 1;
@@ -149,20 +181,36 @@ inline bool release_warps() {
 }
 
 inline void run_block(const std::vector<unsigned>& order) {
-    std::fill(shared_memory.begin(), shared_memory.end(), 0xff);
+    shared_memory.poison();
     for (auto& fibre : fibres) {
         fibre.state = State::Running;
         fibre.copies.clear();
         prepare(fibre);
     }
+    const auto go_on = [](unsigned i) {
+        if (fibres[i].state != State::Running) return false;
+        current = &fibres[i];
+        cellgate_switch_fibre(&scheduler, current->stack_pointer);
+        if (!fault.empty()) fail(fault);
+        return true;
+    };
+    const unsigned threads = fibres.size();
     for (;;) {
         bool ran = false;
         for (unsigned i : order) {
-            if (fibres[i].state != State::Running) continue;
-            ran = true;
-            current = &fibres[i];
-            cellgate_switch_fibre(&scheduler, current->stack_pointer);
-            if (!fault.empty()) fail(fault);
+            if (!launched.order) {
+                ran |= go_on(i);
+                continue;
+            }
+            // The whole warp, until it waits for others or is done.
+            const unsigned begin = i & ~31u, end = std::min(begin + 32, threads);
+            for (bool more = true; more;) {
+                more = false;
+                for (unsigned other : order)
+                    if (other >= begin && other < end) more |= go_on(other);
+                more |= release_warps(begin, end);
+                ran |= more;
+            }
         }
         size_t done = 0, waiting = 0;
         for (const auto& fibre : fibres) {
@@ -172,7 +220,7 @@ inline void run_block(const std::vector<unsigned>& order) {
         if (done == fibres.size()) return;
         if (waiting == fibres.size()) {
             for (auto& fibre : fibres) fibre.state = State::Running;
-        } else if (!release_warps() && !ran) {
+        } else if (!release_warps(0, threads) && !ran) {
             fail("deadlock: a barrier that not all threads come to, or a shuffle with a lane that is elsewhere");
         }
     }
@@ -186,7 +234,7 @@ void run(const Launch& launch, Body kernel) {
     launched = launch;
     body = kernel;
     fault.clear();
-    shared_memory.resize(launch.shared_bytes + 128);
+    shared_memory.resize(launch.shared_bytes);
     if (fibres.size() > threads) fibres.resize(threads);
     while (fibres.size() < threads) {
         fibres.emplace_back();
@@ -211,10 +259,7 @@ void run(const Launch& launch, Body kernel) {
             for (block_index.x = 0; block_index.x < launch.grid.x; ++block_index.x) run_block(order);
 }
 
-inline unsigned char* shared_start() {
-    const auto at = reinterpret_cast<uintptr_t>(shared_memory.data());
-    return reinterpret_cast<unsigned char*>((at + 127) & ~static_cast<uintptr_t>(127));
-}
+inline unsigned char* shared_start() { return shared_memory.start(); }
 
 // Publishes, waits for the others, reads, and waits until they have read.
 inline uint64_t exchange(unsigned mask, uint64_t value, unsigned from) {
