@@ -139,6 +139,12 @@ impl Analyser {
         }
     }
 
+    /// One half of the smoothing's window, from its middle on: all of what another backend must know to smooth alike.
+    #[must_use]
+    pub fn window(&self) -> &[f32] {
+        &self.kernel
+    }
+
     /// Smooths in place; past the border the map continues with its border values.
     ///
     /// # Panics

@@ -31,7 +31,7 @@ const GAIN_BITS: u32 = 13;
 /// A gain of 1.
 const ONE: u16 = 1 << GAIN_BITS;
 /// Good neighbours that stand for a bad pixel.
-const NEIGHBOURS: usize = 8;
+pub const NEIGHBOURS: usize = 8;
 /// Fewer than these, and a bad pixel cannot be replaced.
 const FEWEST: usize = 3;
 /// How far away they may lie.
@@ -69,6 +69,21 @@ pub enum SensorError {
     /// The file.
     #[error(transparent)]
     File(#[from] FileError),
+}
+
+/// What a device needs in order to correct frames alike: see [`Correction::tables`].
+#[derive(Clone, Copy, Debug)]
+pub struct Tables<'a> {
+    /// Binary places that raw values are given before the dark signal is taken off.
+    pub places: u32,
+    /// Dark signal of each pixel, with these places.
+    pub dark: &'a [u16],
+    /// Gain of each pixel in 1/8192.
+    pub gain: &'a [u16],
+    /// Indices of bad pixels, rising.
+    pub bad: &'a [u32],
+    /// For each of them, how many of the following are good neighbours, and their indices.
+    pub neighbours: &'a [(u8, [u32; NEIGHBOURS])],
 }
 
 /// A calibration made ready for frames of one format.
@@ -116,6 +131,13 @@ impl Correction {
     #[must_use]
     pub fn format(&self) -> Format {
         self.format
+    }
+
+    /// Its numbers, for another backend.
+    #[must_use]
+    pub fn tables(&self) -> Tables<'_> {
+        let Self { places, dark, gain, bad, neighbours, .. } = self;
+        Tables { places: *places, dark, gain, bad, neighbours }
     }
 
     /// Corrects a frame in place. Allocates nothing.
