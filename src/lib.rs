@@ -12,8 +12,8 @@
 //! In the order in which a frame walks through them: [`frame`], [`preprocess`], [`backbone`], [`embedding`],
 //! [`gaussian`], [`heatmap`], [`classifier`], [`verdict`]. [`model`] is what a fit leaves in a file, [`pipeline`] joins
 //! them all, [`eval`] tells how well that works, [`baseline`] holds what it is compared with, and [`synth`] draws cells to
-//! try it on; [`sampling`], [`simd`], [`workers`] and [`whole_file`] serve whoever needs them. Each room uses those before
-//! it; the other way goes only what must be agreed on, such as the
+//! try it on; [`update`] brings a new model to a station; [`sampling`], [`simd`], [`workers`] and [`whole_file`] serve
+//! whoever needs them. Each room uses those before it; the other way goes only what must be agreed on, such as the
 //! backbone's input, to which [`preprocess`] normalises. Nothing uses the command line, [`cli`].
 //!
 //! # Principles
@@ -46,6 +46,7 @@ pub mod sampling;
 pub mod simd;
 pub mod station;
 pub mod synth;
+pub mod update;
 pub mod verdict;
 pub mod whole_file;
 pub mod workers;
