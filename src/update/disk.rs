@@ -75,11 +75,6 @@ impl<'a, D: Disk> Reading<'a, D> {
         let end = disk.len(name)?.ok_or(io::ErrorKind::NotFound)?;
         Ok(Self { disk, name, at: 0, end })
     }
-
-    /// Goes on at another place.
-    pub fn seek(&mut self, at: u64) {
-        self.at = at;
-    }
 }
 
 impl<D: Disk> Read for Reading<'_, D> {
@@ -94,23 +89,40 @@ impl<D: Disk> Read for Reading<'_, D> {
 }
 
 /// A folder of the file system.
-#[derive(Clone, Debug)]
-pub struct Folder(PathBuf);
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    /// Keeps others from changing the folder as long as it lives; none for a look.
+    _lock: Option<File>,
+}
 
 impl Folder {
-    /// The folder, made if it is not there.
+    /// The folder, made if it is not there, for this process alone.
     ///
     /// # Errors
-    /// What the system said.
+    /// What the system said; [`io::ErrorKind::WouldBlock`] if another process works in it.
     pub fn new(path: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(path)?;
-        Ok(Self(path.into()))
+        let lock = File::create(path.join("lock"))?;
+        lock.try_lock().map_err(|error| match error {
+            std::fs::TryLockError::WouldBlock => {
+                io::Error::new(io::ErrorKind::WouldBlock, "another cellgate works in this folder")
+            }
+            std::fs::TryLockError::Error(error) => error,
+        })?;
+        Ok(Self { path: path.into(), _lock: Some(lock) })
+    }
+
+    /// The folder, to look at.
+    #[must_use]
+    pub fn look(path: &Path) -> Self {
+        Self { path: path.into(), _lock: None }
     }
 
     /// Where a file of it lies.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
+        self.path.join(name)
     }
 }
 
@@ -139,7 +151,7 @@ impl Disk for Folder {
     }
 
     fn sync_folder(&mut self) -> io::Result<()> {
-        File::open(&self.0)?.sync_all()
+        File::open(&self.path)?.sync_all()
     }
 
     fn len(&self, name: &str) -> io::Result<Option<u64>> {
@@ -154,5 +166,35 @@ impl Disk for Folder {
         let mut file = File::open(self.path(name))?;
         file.seek(SeekFrom::Start(offset))?;
         file.read_exact(buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_does_what_a_disk_promises_and_has_one_user() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let mut folder = Folder::new(&path).unwrap();
+        assert_eq!(Folder::new(&path).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        folder.create("x").unwrap();
+        folder.append("x", b"one").unwrap();
+        folder.append("x", b"two").unwrap();
+        folder.sync("x").unwrap();
+        folder.rename("x", "y").unwrap();
+        folder.sync_folder().unwrap();
+        folder.remove("x").unwrap();
+        assert_eq!((folder.len("x").unwrap(), folder.len("y").unwrap()), (None, Some(6)));
+        let mut all = Vec::new();
+        Reading::new(&folder, "y").unwrap().read_to_end(&mut all).unwrap();
+        assert_eq!(all, b"onetwo");
+        assert!(folder.read_at("y", 4, &mut [0; 3]).is_err());
+        assert!(Reading::new(&folder, "x").is_err());
+        folder.create("y").unwrap();
+        assert_eq!(Folder::look(&path).len("y").unwrap(), Some(0));
+        drop(folder);
+        Folder::new(&path).unwrap();
     }
 }
