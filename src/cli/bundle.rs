@@ -16,8 +16,8 @@ use crate::frame::{DecodeLimits, Frame};
 use crate::hidden::shown;
 use crate::model::Model;
 use crate::update::bundle::{
-    self, Envelope, Hash, KEY_SET_MAGIC, KeySet, MAGIC, MAX_NOTE, Manifest, Part, PublicKey, SecretKey, Software,
-    Targets, assemble, pack_model, pack_whole,
+    self, Envelope, Hash, KEY_SET_MAGIC, KeySet, Layout, MAGIC, MAX_NOTE, Manifest, Part, PublicKey, SecretKey,
+    Software, Targets, assemble, pack_model, pack_whole,
 };
 use crate::update::prove::{self, Answer, Golden};
 
@@ -231,7 +231,8 @@ fn places(model: &Model) -> Vec<(String, usize, usize)> {
 
 fn packed(new: &Model, base: Option<&Model>) -> Part {
     let (sections, others) = (places(new), base.map(places).unwrap_or_default());
-    pack_model((new.file(), &sections), base.map(|base| (base.file(), &others[..])))
+    let base = base.map(|base| Layout { bytes: base.file(), sections: &others });
+    pack_model(Layout { bytes: new.file(), sections: &sections }, base)
 }
 
 fn create(args: Create) -> anyhow::Result<()> {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::io;
 
 use super::bundle::{
-    BundleError, Envelope, Hash, KeySet, Manifest, Part, SecretKey, Software, Station, Targets, assemble, pack_model,
-    pack_whole,
+    BundleError, Envelope, Hash, KeySet, Layout, Manifest, Part, SecretKey, Software, Station, Targets, assemble,
+    pack_model, pack_whole,
 };
 use super::disk::Disk;
 
@@ -240,7 +240,7 @@ pub(super) fn bundle(version: u64) -> Made {
     };
     let golden = [b"golden", &version.to_le_bytes()[..]].concat();
     let parts = vec![
-        pack_model((&model(version), &[]), None),
+        pack_model(Layout { bytes: &model(version), sections: &[] }, None),
         pack_whole("golden", &golden),
         pack_whole("note", b"more cells of the night shift"),
     ];
@@ -252,7 +252,8 @@ impl Made {
     pub(super) fn against(mut self, base: u64) -> Self {
         let (old, new) = (model(base), model(self.manifest.version));
         let layout = [("all".to_owned(), 0, old.len())];
-        self.parts[0] = pack_model((&new, &layout), Some((&old, &layout)));
+        self.parts[0] =
+            pack_model(Layout { bytes: &new, sections: &layout }, Some(Layout { bytes: &old, sections: &layout }));
         self.manifest.base = Some(Hash::of(&old));
         self
     }

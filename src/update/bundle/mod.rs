@@ -22,7 +22,7 @@ pub use keys::{KEY_SET_MAGIC, KeySet, NoKey, PublicKey, SecretKey};
 pub use manifest::{
     Hash, MAX_GOLDEN, MAX_MODEL, MAX_NOTE, Manifest, Marks, PRODUCT, Section, Software, Station, Targets,
 };
-pub use packing::{Part, assemble, pack_model, pack_whole};
+pub use packing::{Layout, Part, assemble, pack_model, pack_whole};
 
 /// The first eight bytes of a bundle.
 pub const MAGIC: [u8; 8] = *b"CGBUNDLE";

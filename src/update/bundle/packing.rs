@@ -12,21 +12,29 @@ pub struct Part {
     pub packed: Vec<u8>,
 }
 
+/// A model file and its sections: name, offset and length of each, in the order of the file.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout<'a> {
+    /// The file.
+    pub bytes: &'a [u8],
+    /// Its sections.
+    pub sections: &'a [(String, usize, usize)],
+}
+
 /// Packs bytes of any kind, alone.
 #[must_use]
 pub fn pack_whole(name: &str, bytes: &[u8]) -> Part {
     part(name, bytes, pack(bytes, &[], &[Run { bytes: bytes.len(), base: None }]))
 }
 
-/// Packs a model file whose sections, by name, begin at an offset and have a length, against a base of which the same is
-/// known. Sections that have the same name and length in both are coded as differences, all else alone.
+/// Packs a model file. Sections that have the same name and length in the base are coded as differences, all else alone.
 ///
 /// # Panics
 /// If a section lies outside of its file.
 #[must_use]
-pub fn pack_model(new: (&[u8], &[(String, usize, usize)]), base: Option<(&[u8], &[(String, usize, usize)])>) -> Part {
-    let (bytes, sections) = new;
-    let (base, others) = base.unwrap_or((&[], &[]));
+pub fn pack_model(new: Layout<'_>, base: Option<Layout<'_>>) -> Part {
+    let Layout { bytes, sections } = new;
+    let Layout { bytes: base, sections: others } = base.unwrap_or(Layout { bytes: &[], sections: &[] });
     let (mut runs, mut at) = (Vec::new(), 0);
     for (name, start, length) in sections {
         if *start > at {
