@@ -9,6 +9,7 @@ mod envelope;
 mod keys;
 mod manifest;
 mod packing;
+mod range;
 
 use std::io::{self, Read};
 
