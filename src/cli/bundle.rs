@@ -305,6 +305,14 @@ fn sign(path: &Path, key: &Path) -> anyhow::Result<()> {
         KeySet::peek(&envelope)?;
     } else {
         let manifest = Manifest::read(&envelope)?;
+        // Stations take the time of a signed manifest for granted, for good: each signer looks at the own clock.
+        if manifest.created > Date::now().as_millis() + DAY {
+            bail!(
+                "{} was made at {}, which is yet to come: set the clocks right and make it again",
+                path.display(),
+                Date::from_millis(manifest.created)
+            );
+        }
         let mut body = Vec::new();
         let mut keep = |bytes: &[u8]| {
             body.extend_from_slice(bytes);

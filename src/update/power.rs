@@ -151,6 +151,23 @@ fn a_model_with_which_the_station_keeps_crashing_is_taken_back() {
 }
 
 #[test]
+fn a_station_with_a_full_disk_comes_up_even_where_it_must_go_back() {
+    let mut slots = Slots::open(good()).unwrap();
+    slots.install(&mut &bundle(2).bytes()[..], &station(), NOW, |_, _| Ok(())).unwrap();
+    slots.activate().unwrap();
+    let mut crashing = slots.disk().clone();
+    for _ in 0..3 {
+        crashing = comes_up_within(crashing, &Limits::default()).1.disk().clone();
+    }
+    let mut damaged = slots.disk().clone();
+    damaged.flip("b.cgm", 0);
+    for mut disk in [crashing, damaged] {
+        disk.full = Some((0, usize::MAX));
+        assert_eq!(comes_up_within(disk, &Limits::default()).0, 1);
+    }
+}
+
+#[test]
 fn probation_ends_by_cells_and_is_broken_off_by_bad_shares() {
     let limits = Limits { cells: 200, ..Limits::default() };
     for (judged, invalid, rejected, version, phase) in [

@@ -283,18 +283,21 @@ impl<D: Disk> Slots<D> {
     /// probation that starts too often is taken back; one that is damaged, too.
     ///
     /// # Errors
-    /// If no slot holds a whole model, or the disk fails.
+    /// If no slot holds a whole model. A disk that is full is no error.
     pub fn start(&mut self, limits: &Limits) -> Result<(Slot, Fitted), UpdateError> {
         if let Phase::Probation { starts, cells, invalid, rejected } = self.record.phase {
             let starts = starts.saturating_add(1);
-            if starts > limits.starts && self.way_back().is_some() {
-                self.rollback("the station started too often with it")?;
-            } else {
-                let phase = Phase::Probation { starts, cells, invalid, rejected };
-                // The station starts even if its disk is full: a count that is lost is no reason to stop the line.
-                if let Err(error) = self.commit(Record { phase, ..self.record.clone() }) {
-                    log::error!("counting a start with a model on probation: {error}");
-                }
+            if starts > limits.starts
+                && let Some((slot, fitted)) = self.way_back()
+            {
+                let fitted = fitted.clone();
+                self.rollback_if_it_can_be_written("the station started too often with it");
+                return Ok((slot, fitted));
+            }
+            let phase = Phase::Probation { starts, cells, invalid, rejected };
+            // The station starts even if its disk is full: a count that is lost is no reason to stop the line.
+            if let Err(error) = self.commit(Record { phase, ..self.record.clone() }) {
+                log::error!("counting a start with a model on probation: {error}");
             }
         }
         if let Some((slot, fitted)) = self.record.in_force() {
@@ -305,9 +308,7 @@ impl<D: Disk> Slots<D> {
         }
         let (slot, fitted) = self.way_back().ok_or(UpdateError::NoModel)?;
         let fitted = fitted.clone();
-        if let Err(error) = self.rollback("the model in force was damaged") {
-            log::error!("recording that the model in force is damaged: {error}");
-        }
+        self.rollback_if_it_can_be_written("the model in force was damaged");
         Ok((slot, fitted))
     }
 
@@ -316,6 +317,13 @@ impl<D: Disk> Slots<D> {
         let other = self.record.active?.other();
         let fitted = self.record.slot(other)?;
         self.is_whole(other, fitted).then_some((other, fitted))
+    }
+
+    /// A station whose disk is full starts with the model before all the same, and tries again at the next start.
+    fn rollback_if_it_can_be_written(&mut self, why: &str) {
+        if let Err(error) = self.rollback(why) {
+            log::error!("recording that the model before is in force, since {why}: {error}");
+        }
     }
 
     /// Puts the model before this one in force again. It can be undone only by a bundle of a larger version.
@@ -345,7 +353,8 @@ impl<D: Disk> Slots<D> {
         let Phase::Probation { cells, invalid, rejected, starts } = self.record.phase else {
             return Ok(false);
         };
-        let (cells, invalid, rejected) = (cells + judged, invalid + were_invalid, rejected + were_rejected);
+        let cells = cells.saturating_add(judged);
+        let (invalid, rejected) = (invalid.saturating_add(were_invalid), rejected.saturating_add(were_rejected));
         let share = |part: u64| if cells < FEW { 0.0 } else { part as f64 / cells as f64 };
         let why = if share(invalid) > limits.invalid {
             Some("too many cells were INVALID")
