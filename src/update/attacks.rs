@@ -72,6 +72,8 @@ fn replayed_offers() {
     let bytes = bundle(6).bytes();
     let failed = slots.install(&mut &bytes[..], &station(), NOW, |_, _| Err("it says B".into())).unwrap_err();
     assert!(matches!(failed, UpdateError::Proof { version: 6, .. }));
+    // And is no model to go back to.
+    assert!(matches!(slots.rollback("asked for"), Err(UpdateError::NotNow(_))));
     assert!(matches!(refused(&mut slots, &bytes), BundleError::Rollback { version: 6, seen: 6 }));
 }
 
