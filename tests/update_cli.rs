@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -38,6 +39,8 @@ fn a_signed_model_is_proven_put_in_force_and_taken_back() {
     for name in ["anna", "ben"] {
         done(folder, &format!("bundle keygen {name}"));
         refused(folder, &format!("bundle keygen {name}"), "making");
+        let mode = std::fs::metadata(folder.join(format!("{name}.key"))).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "a secret key is for its owner alone");
     }
     done(folder, "bundle keys anna.pub ben.pub --threshold 2 -o keys.cgk");
     done(folder, "bundle sign keys.cgk --key anna.key");
