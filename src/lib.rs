@@ -12,7 +12,8 @@
 //! In the order in which a frame walks through them: [`frame`], [`camera`] and [`gpio`] (where it comes from, and which
 //! cell it shows), [`preprocess`], [`backbone`], [`embedding`], [`gaussian`], [`heatmap`], [`classifier`], [`verdict`].
 //! [`model`] is what a fit leaves in a file, [`pipeline`] joins them all. [`station`] runs them on a line, [`outbox`] brings
-//! its verdicts to the broker, [`display`] and [`operations`] show how it does, and [`config`] says how all of it is set up.
+//! its verdicts to the broker, [`update`] brings it a new model, [`display`] and [`operations`] show how it does, and
+//! [`config`] says how all of it is set up.
 //! [`eval`] tells how well the method works, [`baseline`] holds what it is compared with, and [`synth`] draws cells to
 //! try it on; [`clock`], [`sampling`], [`simd`], [`workers`] and [`whole_file`] serve whoever needs them. Each room uses
 //! those before it; the other way goes only what must be agreed on, such as the
@@ -49,6 +50,7 @@ pub mod sampling;
 pub mod simd;
 pub mod station;
 pub mod synth;
+pub mod update;
 pub mod verdict;
 pub mod whole_file;
 pub mod workers;

@@ -2,6 +2,7 @@
 
 mod backbone;
 mod bench;
+mod bundle;
 mod calibrate;
 mod camera;
 mod data;
@@ -17,6 +18,7 @@ mod run;
 mod shared;
 mod synth;
 mod train;
+mod update;
 
 use std::process::ExitCode;
 
@@ -49,6 +51,8 @@ enum Verb {
     Bench(bench::Args),
     Camera(Box<camera::Args>),
     Doctor(doctor::Args),
+    Bundle(bundle::Args),
+    Update(update::Args),
 }
 
 impl Cli {
@@ -76,6 +80,8 @@ impl Cli {
             Verb::Bench(args) => bench::run(args),
             Verb::Camera(args) => camera::run(*args),
             Verb::Doctor(args) => return doctor::run(args),
+            Verb::Bundle(args) => bundle::run(args),
+            Verb::Update(args) => update::run(args),
         }?;
         Ok(ExitCode::SUCCESS)
     }

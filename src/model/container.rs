@@ -315,6 +315,18 @@ impl Container {
         self.entries.iter().map(|e| (e.name.as_str(), e.length))
     }
 
+    /// The whole file, as it was checked.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Names of the sections, and where they begin and how long they are in [`bytes`](Self::bytes).
+    pub fn places(&self) -> impl Iterator<Item = (&str, usize, usize)> {
+        // The table was checked against the map when the file was opened.
+        self.entries.iter().map(|e| (e.name.as_str(), self.first + e.offset as usize, e.length as usize))
+    }
+
     /// The header.
     ///
     /// # Errors

@@ -292,6 +292,17 @@ impl Model {
         self.container.sections()
     }
 
+    /// The whole file, as it was checked.
+    #[must_use]
+    pub fn file(&self) -> &[u8] {
+        self.container.bytes()
+    }
+
+    /// Names of the file's sections, and where they begin and how long they are in [`file`](Self::file).
+    pub fn places(&self) -> impl Iterator<Item = (&str, usize, usize)> {
+        self.container.places()
+    }
+
     /// A name of the whole content, as 64 hexadecimal digits.
     #[must_use]
     pub fn id(&self) -> Identity {

@@ -7,7 +7,7 @@
 //!                                └──► scribe thread ──► ledger (durable) ──► reject line, delivery, display, metrics
 //! ```
 //!
-//! Four threads share one [`Desk`](desk::Desk) under a lock that nobody holds while he waits for camera or disk, or computes:
+//! Four threads share one [`Desk`] under a lock that nobody holds while he waits for camera or disk, or computes:
 //! the next frame is captured while this one is judged, and the clock gives `INVALID(deadline)` on time even if the judge
 //! hangs. A panic of the judge is one `INVALID(internal)`.
 
