@@ -170,6 +170,7 @@ impl Desk {
             Invalid::Overrun => self.status.faults.overruns += 1,
             _ => self.status.faults.damaged_frames += 1,
         }
+        self.newest = self.newest.max(taken);
         let first = self.settings.slots;
         let Some(slot) = self.slots[first..].iter().position(|slot| !slot.taken).map(|index| first + index) else {
             let (verdict, asked) = (Verdict::invalid(why), self.pairer.is_none());
@@ -246,11 +247,6 @@ impl Desk {
         self.status.camera = Health::Up;
     }
 
-    /// How the broker does.
-    pub fn broker_is(&mut self, health: Health) {
-        self.status.broker = health;
-    }
-
     /// A trigger has come. Passed over where every frame is a cell.
     pub fn trigger(&mut self, trigger: Trigger, now: Moment) {
         if let Some(pairer) = &mut self.pairer {
@@ -261,11 +257,6 @@ impl Desk {
             }
             self.tick(now);
         }
-    }
-
-    /// A message has come that is none.
-    pub fn bad_message(&mut self) {
-        self.status.faults.bad_messages += 1;
     }
 
     /// The next frame to be judged, by its slot.

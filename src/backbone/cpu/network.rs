@@ -358,9 +358,9 @@ mod tests {
             assert_eq!(choice(2, side, exact), winograd(Tile::ApartTwo, true), "{side}");
         }
         assert_eq!(choice(1, 4, exact), winograd(Tile::Two, true));
-        // A pixel or four: plain weights, in halves if they fit.
+        // A pixel or four: plain weights if they fit in halves, else tiles of 2 in 16 bits.
         assert_eq!(choice(1, 2, exact), Choice::Direct);
         assert_eq!(choice(2, 4, exact), Choice::Direct);
-        assert_eq!(choice(1, 2, third), Choice::Direct);
+        assert_eq!(choice(1, 2, third), winograd(Tile::Two, true));
     }
 }
