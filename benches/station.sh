@@ -83,7 +83,7 @@ SECONDS=0
 run "three a second"
 
 port=18931
-printf 'listener %s 127.0.0.1\nallow_anonymous true\npid_file %s/mosquitto.pid\n' "$port" "$work" >mosquitto.conf
+printf 'user root\nlistener %s 127.0.0.1\nallow_anonymous true\npid_file %s/mosquitto.pid\n' "$port" "$work" >mosquitto.conf
 mosquitto=$(command -v mosquitto || echo /usr/sbin/mosquitto)
 "$mosquitto" -d -c mosquitto.conf
 config 1000 0 64 "[mqtt]
