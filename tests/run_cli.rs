@@ -124,6 +124,7 @@ fn cells_that_are_announced_by_message_get_their_verdict_under_their_name() {
     );
     let config = configuration(folder.path(), &more);
     let plc = Plc::listen(broker.port, "cellgate/l7/el2/verdict");
+    let states = Plc::listen(broker.port, "cellgate/l7/el2/status");
     let mut station =
         Station(cellgate(&["run", "--json", "--config"]).arg(&config).stdout(Stdio::piped()).spawn().unwrap());
     // A frame without a trigger is nobody's cell, and is refused.
@@ -155,4 +156,9 @@ fn cells_that_are_announced_by_message_get_their_verdict_under_their_name() {
     let summary: Value = serde_json::from_str(&summary).unwrap_or_else(|error| panic!("{error}: {summary}"));
     assert_eq!(summary["pending"], 0);
     assert_eq!(summary["delivered"], summary["cells"]);
+    let mut state = String::from_utf8_lossy(&states.next().payload).into_owned();
+    assert!(state.contains("online"), "{state}");
+    while !state.contains("offline") {
+        state = String::from_utf8_lossy(&states.next().payload).into_owned();
+    }
 }

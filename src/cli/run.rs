@@ -87,8 +87,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         std::thread::sleep(Duration::from_millis(50));
     }
     let latencies = appliance.latencies();
-    let link = appliance.link();
-    let status = appliance.stop(GRACE);
+    let (status, link) = appliance.stop(GRACE);
     let ms = |q| latencies.quantile_us(q).map(|us| us as f64 / 1000.0);
     if args.json {
         println!("{}", summary(&status, [ms(0.5), ms(0.99), ms(0.999)], link.delivered));

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::backbone::cpu::{CpuBackbone, Options};
+use crate::backbone::ResNet18;
+use crate::backbone::cpu::CpuBackbone;
 use crate::backbone::weights::Loaded;
-use crate::backbone::{ResNet18, depth};
 use crate::clock;
 use crate::embedding::{Mixing, Stages};
 use crate::eval::dataset::{Dataset, LABELS_FILE};
@@ -21,7 +21,6 @@ use crate::model::Settings;
 use crate::pipeline::fitting::{Cell, Fitter};
 use crate::pipeline::{Extractor, PipelineError};
 use crate::preprocess::{AugmentConfig, PreprocessConfig, Threshold};
-use crate::simd::Isa;
 use crate::whole_file;
 use crate::workers::Workers;
 
@@ -58,7 +57,7 @@ impl Engine {
     /// One extractor a thread.
     pub fn fitter(&self, network: &ResNet18, settings: &Settings) -> anyhow::Result<Fitter> {
         let (size, stages) = (settings.size as usize, settings.stages);
-        let first = engine(network, size, stages, &Arc::new(Workers::new(1)))?;
+        let first = CpuBackbone::for_stages(network, size, stages.0, &Arc::new(Workers::new(1)))?;
         let others: Vec<CpuBackbone> = (1..self.threads()).map(|_| first.another()).collect();
         let extractors = std::iter::once(first)
             .chain(others)
@@ -75,12 +74,6 @@ impl Engine {
 /// As many threads as were asked for, or one a core.
 pub fn threads(asked: Option<u16>) -> usize {
     asked.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
-}
-
-/// An engine that computes `stages`, on `workers`.
-pub fn engine(network: &ResNet18, size: usize, stages: Stages, workers: &Arc<Workers>) -> anyhow::Result<CpuBackbone> {
-    let options = Options { depth: depth(stages.0).max(1), ..Options::default() };
-    Ok(CpuBackbone::with_options(network, size, options, Isa::detect(), Arc::clone(workers))?)
 }
 
 /// Everything that decides what a fit computes.

@@ -129,6 +129,12 @@ impl Drift {
         *self = Self::new(&self.config, calibration);
     }
 
+    /// Whether there is an alarm.
+    #[must_use]
+    pub fn alarm(&self) -> bool {
+        self.alarm
+    }
+
     /// Counts a cell; `score` is the calibrated one. Allocates nothing. Gives whether there is an alarm now.
     pub fn record(&mut self, said: Said, score: Option<f32>) -> bool {
         let kind = match said {

@@ -17,7 +17,6 @@ use super::spent::{Spent, since};
 /// The largest frame that buffers are made for at first; an image file may make them grow, a camera's frame may not.
 const DEFAULT_SIDE: usize = 2048;
 
-#[allow(clippy::needless_pass_by_value)] // for `map_err`
 fn unreadable(error: ConfigError) -> Invalid {
     Invalid::Unreadable(error.to_string())
 }

@@ -18,7 +18,7 @@ use crate::clock::Moment;
 use crate::config::Config;
 use crate::gpio::{EdgeConfig, Edges, Reject};
 use crate::model::Model;
-use crate::operations::drift::{Drift, DriftReport};
+use crate::operations::drift::Drift;
 use crate::operations::http::{self, Pages, Server};
 use crate::operations::machine::Readings;
 use crate::operations::metrics::{self, Recorder, Snapshot};
@@ -38,7 +38,7 @@ pub(super) const TURN: Duration = Duration::from_millis(100);
 /// that works.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What the listener under the desk's lock shares with the threads that publish.
+/// What those who watch the desk and hear the scribe share with the threads that publish.
 pub(super) struct Ears {
     pub(super) recorder: Recorder,
     drift: Mutex<Drift>,
@@ -53,7 +53,7 @@ pub(super) struct Talk {
 }
 
 impl Ears {
-    fn drift(&self) -> MutexGuard<'_, Drift> {
+    pub(super) fn drift(&self) -> MutexGuard<'_, Drift> {
         self.drift.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -87,12 +87,15 @@ impl Watching {
 
 impl Watcher for Watching {
     fn triggered(&mut self) {
+        self.reject();
         self.ears.take(Happening::Trigger);
     }
 
-    fn exposed(&mut self) {
+    fn exposed(&mut self, expected: bool) {
         self.reject();
-        self.ears.take(Happening::Exposed);
+        if expected {
+            self.ears.take(Happening::Exposed);
+        }
     }
 
     fn missed(&mut self) {
@@ -131,14 +134,6 @@ impl Listener for Hearing {
     }
 }
 
-/// What is known at one moment, for whoever asks.
-#[derive(Clone)]
-pub(super) struct Latest {
-    pub(super) status: Status,
-    pub(super) drift: DriftReport,
-    readings: Readings,
-}
-
 pub(super) struct Shared {
     line: Line,
     store: Store,
@@ -146,7 +141,8 @@ pub(super) struct Shared {
     pub(super) delivery: Delivery,
     inbox: Inbox,
     pub(super) progress: Progress,
-    latest: Mutex<Latest>,
+    /// What the machine said last.
+    pub(super) readings: Mutex<Readings>,
     /// No more cells are taken.
     pub(super) closing: AtomicBool,
     stop: AtomicBool,
@@ -154,8 +150,8 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn latest(&self) -> MutexGuard<'_, Latest> {
-        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    fn readings(&self) -> Readings {
+        *self.readings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn stopped(&self) -> bool {
@@ -163,14 +159,12 @@ impl Shared {
     }
 
     /// Asks everybody how it does.
-    pub(super) fn look(&self, readings: Readings) -> Latest {
-        let drift = self.ears.drift().report();
-        let mut status = self.line.status();
+    pub(super) fn status(&self) -> Status {
+        let (mut status, counts) = (self.line.status(), self.inbox.counts());
         (status.pending, status.dropped) = (self.store.pending(), self.store.dropped());
-        (status.model, status.broker, status.drift) = (self.model, self.delivery.health(), drift.alarm);
-        let counts = self.inbox.counts();
-        (status.temperature, status.faults.bad_messages) = (readings.temperature, counts.bad() + counts.overrun);
-        Latest { status, drift, readings }
+        (status.model, status.broker, status.drift) = (self.model, self.delivery.health(), self.ears.drift().alarm());
+        (status.temperature, status.faults.bad_messages) = (self.readings().temperature, counts.bad() + counts.overrun);
+        status
     }
 }
 
@@ -255,7 +249,6 @@ impl Appliance {
         let (inbox, messages) = inbox(MESSAGES);
         let delivery = Delivery::start(&config.mqtt, store.clone(), inbox.clone())?;
         let line = station.line();
-        let latest = Latest { status: line.status(), drift: DriftReport::default(), readings: Readings::default() };
         let shared = Arc::new(Shared {
             line,
             store,
@@ -263,7 +256,7 @@ impl Appliance {
             delivery,
             inbox,
             progress,
-            latest: Mutex::new(latest),
+            readings: Mutex::default(),
             closing: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             model: id,
@@ -296,7 +289,7 @@ impl Appliance {
     /// Everything at this moment.
     #[must_use]
     pub fn status(&self) -> Status {
-        self.shared.look(self.shared.latest().readings).status
+        self.shared.status()
     }
 
     /// How delivery does.
@@ -348,20 +341,20 @@ impl Appliance {
     }
 
     /// Takes no more frames, gives every cell in hand its verdict, delivers for at most `grace` what waits, and ends.
-    pub fn stop(mut self, grace: Duration) -> Status {
+    /// Gives how it did in the end.
+    pub fn stop(mut self, grace: Duration) -> (Status, LinkState) {
         self.end(grace)
     }
 
-    fn end(&mut self, grace: Duration) -> Status {
+    fn end(&mut self, grace: Duration) -> (Status, LinkState) {
         self.shared.closing.store(true, Ordering::Release);
         self.shared.ears.take(Happening::Ready(false));
         if let Some(station) = self.station.take() {
             station.stop();
         }
-        let until = Moment::now() + grace;
-        while self.shared.delivery.health() == Health::Up && self.shared.store.pending() > 0 && Moment::now() < until {
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let before = self.shared.delivery.health();
+        // A broker that is away is not waited for: what it has not got is kept.
+        self.shared.delivery.stop(if before == Health::Up { grace } else { Duration::ZERO });
         self.shared.stop.store(true, Ordering::Release);
         self.shared.ears.news.notify_all();
         for thread in self.threads.drain(..) {
@@ -369,7 +362,8 @@ impl Appliance {
             let _ = thread.join();
         }
         self.server = None;
-        self.shared.look(Readings::default()).status
+        let status = Status { broker: before, ..self.shared.status() };
+        (status, LinkState { health: before, ..self.shared.delivery.state() })
     }
 }
 
@@ -402,10 +396,10 @@ fn obey(shared: &Shared, command: Command) {
         Command::ShiftReset => shared.line.with_desk(Desk::reset_shift),
         Command::Status => {
             let mut text = String::new();
-            report::write_state(&shared.look(Readings::default()).status, &mut text);
+            report::write_state(&shared.status(), &mut text);
             shared.delivery.set_status(&text);
         }
-        Command::Metrics => keeper::publish_numbers(shared, &shared.look(shared.latest().readings)),
+        Command::Metrics => keeper::publish_numbers(shared, &shared.status()),
     }
     log::info!("a command was obeyed: do={command:?}");
 }
@@ -444,19 +438,17 @@ fn serve(address: &MetricsAddress, shared: &Arc<Shared>, pulse: Pulse) -> Option
         pulse.retire();
         return None;
     };
-    let pages = Box::new(Served { shared: Arc::downgrade(shared) });
+    let pages = Box::new(Served(Arc::clone(shared)));
     Server::start(address, pages, Some(pulse)).map_err(|error| log::error!("{error}")).ok()
 }
 
 /// What is served.
-struct Served {
-    shared: std::sync::Weak<Shared>,
-}
+struct Served(Arc<Shared>);
 
 impl Pages for Served {
     fn metrics(&mut self, out: &mut String) {
-        let Some(shared) = self.shared.upgrade() else { return };
-        let Latest { status, drift, readings } = shared.look(shared.latest().readings);
+        let shared = &self.0;
+        let (status, drift, readings) = (shared.status(), shared.ears.drift().report(), shared.readings());
         let snapshot = Snapshot {
             status: &status,
             now: Moment::now(),
@@ -469,8 +461,6 @@ impl Pages for Served {
     }
 
     fn health(&mut self, out: &mut String) -> bool {
-        let Some(shared) = self.shared.upgrade() else { return false };
-        let status = shared.look(shared.latest().readings).status;
-        metrics::write_health(&status, Some(&shared.progress), Moment::now(), out)
+        metrics::write_health(&self.0.status(), Some(&self.0.progress), Moment::now(), out)
     }
 }

@@ -91,8 +91,10 @@ impl Saying {
 pub trait Watcher: Send {
     /// A trigger was taken.
     fn triggered(&mut self) {}
-    /// The frame of a cell has come.
-    fn exposed(&mut self) {}
+    /// A frame has come; `expected`: that of a trigger, or none is needed.
+    fn exposed(&mut self, expected: bool) {
+        let _ = expected;
+    }
     /// A trigger will have no frame.
     fn missed(&mut self) {}
     /// The camera is lost: whatever lies under it is not seen.
@@ -186,8 +188,8 @@ impl Desk {
         self.lost_before(sequence, taken);
         self.frames += 1;
         let expected = self.pairer.as_ref().is_none_or(|pairer| pairer.expects(taken));
-        if let Some(watcher) = self.watcher.as_mut().filter(|_| expected) {
-            watcher.exposed();
+        if let Some(watcher) = &mut self.watcher {
+            watcher.exposed(expected);
         }
         (self.slots[slot].filled, self.slots[slot].at) = (true, taken);
         self.newest = self.newest.max(taken);
@@ -250,10 +252,11 @@ impl Desk {
     /// A trigger has come. Passed over where every frame is a cell.
     pub fn trigger(&mut self, trigger: Trigger, now: Moment) {
         if let Some(pairer) = &mut self.pairer {
-            if pairer.trigger(trigger)
-                && let Some(watcher) = &mut self.watcher
-            {
-                watcher.triggered();
+            if pairer.trigger(trigger) {
+                self.newest = self.newest.max(pairer.earliest(&trigger));
+                if let Some(watcher) = &mut self.watcher {
+                    watcher.triggered();
+                }
             }
             self.tick(now);
         }
@@ -418,7 +421,7 @@ impl Desk {
         (self.status.outbox, self.status.boot) = (health, boot);
     }
 
-    /// The exposure of the newest frame that came.
+    /// The exposure of the newest cell: its frame came, or its trigger did and the exposure is not earlier.
     #[must_use]
     pub fn newest(&self) -> Moment {
         self.newest

@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::appliance::{Latest, Shared, TURN};
+use super::appliance::{Shared, TURN};
 use super::report;
 use super::status::{Health, Status};
 use crate::clock::Moment;
@@ -21,9 +21,9 @@ const MEASURE: Duration = Duration::from_secs(5);
 const PUBLISH: Duration = Duration::from_secs(10);
 
 /// Publishes the numbers of this moment.
-pub(super) fn publish_numbers(shared: &Shared, latest: &Latest) {
-    let mut text = String::new();
-    report::write_numbers(&latest.status, &shared.ears.recorder.latency.read(), &latest.drift, &mut text);
+pub(super) fn publish_numbers(shared: &Shared, status: &Status) {
+    let (mut text, drift) = (String::new(), shared.ears.drift().report());
+    report::write_numbers(status, &shared.ears.recorder.latency.read(), &drift, &mut text);
     shared.delivery.set_metrics(&text);
 }
 
@@ -61,31 +61,32 @@ impl Keeper {
             log::warn!("{error}");
         }
         let machine = Machine::new(Path::new("/"));
-        let mut readings = machine.read(Some(&self.outbox));
         let [mut measured, mut published, mut shown] = [Moment::default(); 3];
         let (mut state, mut said) = (String::new(), String::new());
         let mut complained = false;
         while !shared.stopped() {
             let now = Moment::now();
-            if now.since(measured) >= MEASURE {
-                (measured, readings) = (now, machine.read(Some(&self.outbox)));
-            }
             // First: it must not wait for anybody.
             self.watchdog.turn(&shared.progress, now);
-            let latest = shared.look(readings);
+            if now.since(measured) >= MEASURE {
+                measured = now;
+                let readings = machine.read(Some(&self.outbox));
+                *shared.readings.lock().unwrap_or_else(PoisonError::into_inner) = readings;
+            }
+            let status = shared.status();
             let up = |health| health == Health::Up;
-            let ready = up(latest.status.camera) && up(latest.status.outbox);
+            let ready = up(status.camera) && up(status.outbox);
             shared.ears.take(Happening::Ready(ready && !shared.closing.load(Ordering::Acquire)));
             state.clear();
-            report::write_state(&latest.status, &mut state);
+            report::write_state(&status, &mut state);
             if state != said {
                 shared.delivery.set_status(&state);
                 said.clone_from(&state);
-                self.tell_systemd(&latest.status);
+                self.tell_systemd(&status);
             }
             if now.since(published) >= PUBLISH {
                 published = now;
-                publish_numbers(shared, &latest);
+                publish_numbers(shared, &status);
                 // For a PLC that has come since.
                 shared.ears.talk().changed = true;
             }
@@ -93,7 +94,7 @@ impl Keeper {
                 && let Some(display) = &mut self.display
             {
                 shown = now;
-                match display.show(&latest.status, now) {
+                match display.show(&status, now) {
                     Ok(()) => complained = false,
                     Err(error) if !complained => {
                         log::error!("{error}");
@@ -102,7 +103,6 @@ impl Keeper {
                     Err(_) => {}
                 }
             }
-            *shared.latest() = latest;
             self.talk(shared);
         }
         if let Some(notifier) = self.watchdog.notifier() {

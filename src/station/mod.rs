@@ -253,11 +253,14 @@ fn take_frames(shared: &Shared, camera: &mut dyn Camera, spare: &mut Shot) {
     let mut slot = None;
     while !shared.stopped() {
         (shared.beat)(Part::Camera);
-        slot = slot.or_else(|| shared.desk().take());
-        if slot.is_none() && camera.on_demand() {
-            // Nothing is lost by not asking.
-            drop(shared.free.wait_timeout(shared.desk(), IDLE));
-            continue;
+        if slot.is_none() {
+            let mut desk = shared.desk();
+            slot = desk.take();
+            if slot.is_none() && camera.on_demand() {
+                // Nothing is lost by not asking.
+                drop(shared.free.wait_timeout(desk, IDLE));
+                continue;
+            }
         }
         let outcome = match slot {
             Some(slot) => {

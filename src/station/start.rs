@@ -8,8 +8,7 @@ use thiserror::Error;
 
 use super::judge::Inspection;
 use crate::backbone::BackboneError;
-use crate::backbone::cpu::{CpuBackbone, Options};
-use crate::backbone::depth;
+use crate::backbone::cpu::CpuBackbone;
 use crate::backbone::weights::{Loaded, WeightsError};
 use crate::camera::config as camera;
 use crate::camera::pulse::Pulsed;
@@ -21,7 +20,6 @@ use crate::model::{Model, ModelError};
 use crate::outbox::OutboxError;
 use crate::pipeline::{Inspector, PipelineError};
 use crate::preprocess::sensor::{Correction, SensorError};
-use crate::simd::Isa;
 use crate::workers::Workers;
 
 /// Why a station does not start.
@@ -76,9 +74,7 @@ pub fn inspector(config: &Config) -> Result<(Arc<Model>, Inspector), StartError>
         threads => threads,
     };
     let (workers, settings) = (Arc::new(Workers::new(threads)), &model.header().settings);
-    let options = Options { depth: depth(settings.stages.0).max(1), ..Options::default() };
-    let (size, isa) = (settings.size as usize, Isa::detect());
-    let backbone = CpuBackbone::with_options(&loaded.network, size, options, isa, Arc::clone(&workers))?;
+    let backbone = CpuBackbone::for_stages(&loaded.network, settings.size as usize, settings.stages.0, &workers)?;
     let inspector = Inspector::new(Arc::clone(&model), Box::new(backbone), workers)?;
     Ok((model, inspector))
 }

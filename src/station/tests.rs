@@ -367,6 +367,22 @@ fn a_slow_disk_delays_neither_frames_nor_deadlines_and_passes_no_later_cell() {
     assert_eq!((status.faults.overruns, status.faults.lost_frames), (0, 0));
 }
 
+/// A wire must not say PASS while a newer cell lies there, even if only its trigger tells of that one.
+#[test]
+fn a_trigger_alone_makes_the_cell_before_it_an_older_one() {
+    let config = PairingConfig::default();
+    let mut desk = Desk::new(DeskSettings { slots: 4, takt: TAKT }, Some(Pairer::new(&config, true)), None);
+    let lies = |ms: u64| Moment::from_nanos(1_000_000_000 + ms * 1_000_000);
+    let trigger = |number: u32, at| Trigger { cell: None, at, number: Some(number), sent_ms: None };
+    desk.trigger(trigger(1, lies(0)), lies(0));
+    let slot = desk.take().unwrap();
+    // The exposure may begin a little before the message arrives.
+    desk.frame(slot, 1, lies(0) - Duration::from_millis(5), lies(40));
+    assert_eq!(desk.newest(), lies(0) - Duration::from_millis(5), "its own trigger makes no cell old");
+    desk.trigger(trigger(2, lies(333)), lies(333));
+    assert!(desk.newest() > lies(300));
+}
+
 #[test]
 fn a_frame_that_comes_while_the_station_stops_gets_its_verdict() {
     for _ in 0..20 {

@@ -69,6 +69,20 @@ impl CpuBackbone {
         Self::with_options(net, size, Options::default(), isa, workers)
     }
 
+    /// For the stages that are wanted, on the instruction set of this machine: as many steps as the last of them needs.
+    ///
+    /// # Errors
+    /// As [`CpuBackbone::new`].
+    pub fn for_stages(
+        net: &ResNet18,
+        size: usize,
+        stages: [bool; 4],
+        workers: &Arc<Workers>,
+    ) -> Result<Self, BackboneError> {
+        let options = Options { depth: crate::backbone::depth(stages).max(1), ..Options::default() };
+        Self::with_options(net, size, options, Isa::detect(), Arc::clone(workers))
+    }
+
     /// [`CpuBackbone::new`] with a choice of how convolutions are computed, and how many stages.
     ///
     /// # Errors

@@ -323,6 +323,12 @@ impl Pairer {
         true
     }
 
+    /// The earliest exposure that can be this trigger's.
+    #[must_use]
+    pub fn earliest(&self, trigger: &Trigger) -> Moment {
+        self.expected(trigger) - self.window
+    }
+
     /// Whether a trigger waits that a frame exposed at this moment would belong to.
     #[must_use]
     pub fn expects(&self, taken: Moment) -> bool {

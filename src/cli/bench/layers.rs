@@ -5,8 +5,7 @@ use std::time::Instant;
 
 use super::{Args, quantile, rounded};
 use crate::backbone::Pyramid;
-use crate::backbone::cpu::StepInfo;
-use crate::cli::shared::engine;
+use crate::backbone::cpu::{CpuBackbone, StepInfo};
 use crate::simd::{Isa, roofs};
 use crate::workers::Workers;
 
@@ -67,7 +66,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let (network, _) = args.engine.weights()?;
     let (isa, threads, size) = (Isa::detect(), args.engine.threads(), args.size as usize);
     let workers = Arc::new(Workers::new(threads));
-    let mut backbone = engine(&network, size, args.stages, &workers)?;
+    let mut backbone = CpuBackbone::for_stages(&network, size, args.stages.0, &workers)?;
     let mut pyramid = Pyramid::with_stages(size, args.stages.0);
     let image: Vec<f32> = (0..size * size).map(|i| (i * 37 % 200) as f32 / 60.0 - 1.6).collect();
 

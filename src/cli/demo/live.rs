@@ -52,13 +52,13 @@ pub fn run(out: &Path, seed: u64, broker: Option<&str>, interrupted: &AtomicBool
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    // The screen shows the last cell for a moment longer.
-    std::thread::sleep(Duration::from_millis(300));
+    // The display is drawn a few times a second; at the end it says that the station has stopped.
+    std::thread::sleep(Duration::from_millis(500));
     let screen = out.join("screen.png");
-    let kept = out.join("screen-last-cell.png");
-    std::fs::copy(&screen, &kept).with_context(|| format!("copying {}", screen.display()))?;
-    let (latencies, link) = (appliance.latencies(), appliance.link());
-    let status = appliance.stop(GRACE);
+    std::fs::copy(&screen, out.join("screen-last-cell.png"))
+        .with_context(|| format!("copying {}", screen.display()))?;
+    let latencies = appliance.latencies();
+    let (status, link) = appliance.stop(GRACE);
     let ms = |q| latencies.quantile_us(q).unwrap_or_default() as f64 / 1000.0;
     println!(
         "\n   {} cells: {} A, {} B, {} C, {} INVALID; {:.0} ms from exposure to verdict in the middle, {:.0} ms at most",

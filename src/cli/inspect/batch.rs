@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 
 use crate::backbone::ResNet18;
-use crate::cli::shared::engine;
+use crate::backbone::cpu::CpuBackbone;
 use crate::embedding::Stages;
 use crate::eval::dataset::{Dataset, Item};
 use crate::model::Model;
@@ -38,7 +38,7 @@ impl Batch {
         let projection = model.projection();
         let stages = Stages(std::array::from_fn(|stage| projection.uses(stage)));
         let first = Arc::new(Workers::new(each));
-        let backbone = engine(network, size, stages, &first)?;
+        let backbone = CpuBackbone::for_stages(network, size, stages.0, &first)?;
         let mut inspectors = Vec::with_capacity(streams);
         for _ in 1..streams {
             let workers = Arc::new(Workers::new(each));

@@ -104,7 +104,7 @@ impl Shared {
 /// A thread that delivers what the store holds, for as long as this lives.
 pub struct Delivery {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Delivery {
@@ -124,7 +124,7 @@ impl Delivery {
         // The station has not spoken yet, and this is true.
         shared.say(Say::Status, "{\"state\":\"online\"}");
         if config.host.is_empty() {
-            return Ok(Self { shared, thread: None });
+            return Ok(Self { shared, thread: Mutex::default() });
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (theirs, config) = (shared.clone(), config.clone());
@@ -133,7 +133,7 @@ impl Delivery {
             // A look-up of the broker's name may hang for long.
             runtime.shutdown_background();
         })?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
     }
 
     /// How it does.
@@ -164,15 +164,12 @@ impl Delivery {
     }
 
     /// Delivers what waits, for at most `grace`, says `offline` and ends. What is not delivered stays in the store.
-    pub fn stop(mut self, grace: Duration) {
-        self.end(grace);
-    }
-
-    fn end(&mut self, grace: Duration) {
+    pub fn stop(&self, grace: Duration) {
         *self.shared.stop_by.lock().unwrap_or_else(PoisonError::into_inner) = Moment::now() + grace;
         self.shared.stop.store(true, Ordering::Release);
         self.shared.store.wake();
-        if let Some(thread) = self.thread.take() {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
             let _ = thread.join();
         }
     }
@@ -180,7 +177,7 @@ impl Delivery {
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        self.end(Duration::ZERO);
+        self.stop(Duration::ZERO);
     }
 }
 
