@@ -1,0 +1,20 @@
+//! What is done around the sources: `cargo xtask --help`.
+
+mod command;
+mod kernels;
+
+use clap::Parser;
+
+/// Work around cellgate's sources.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Check the CUDA kernels: the committed PTX against the sources, the assembler, or the results on a card.
+    Kernels(kernels::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Task::parse() {
+        Task::Kernels(args) => kernels::run(&args),
+    }
+}
