@@ -110,6 +110,11 @@ fn options_that_would_do_nothing_are_refused() {
     let fit = ["fit", path, "-o", model.to_str().unwrap(), "--preprocess", "none", "--threshold", "60"];
     let output = cellgate(&fit);
     assert!(!output.status.success() && text(&output).contains("--threshold"), "{}", text(&output));
+
+    let fit = [&["fit", path, "-o", model.to_str().unwrap(), "--copies", "2"], &SMALL[..SMALL.len() - 1]].concat();
+    assert!(cellgate(&fit).status.success());
+    let output = cellgate(&["eval", "--data", path, "--model", model.to_str().unwrap(), "--sigma", "2"]);
+    assert!(!output.status.success() && text(&output).contains("would change nothing"), "{}", text(&output));
 }
 
 #[test]

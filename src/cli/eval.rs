@@ -219,7 +219,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 &model.header().provenance.data
             )
         }
-        Some(model) => model.header().settings.clone(),
+        Some(model) => {
+            args.settings.refuse("the model's were fixed when it was fitted")?;
+            model.header().settings.clone()
+        }
         None => args.settings.settings(whole_frame)?,
     };
     let goal = if args.goal == "f1" { Goal::F1 } else { Goal::Accuracy };

@@ -216,6 +216,15 @@ impl FitSettings {
         settings.validate()?;
         Ok(settings)
     }
+
+    /// Refuses settings of a fit where there is none, since they would do nothing.
+    pub fn refuse(&self, why: &str) -> anyhow::Result<()> {
+        let usual = Settings { preprocess: PreprocessConfig::default(), ..Settings::default() };
+        if self.preprocess.is_some() || self.threshold.is_some() || self.settings(false)? != usual {
+            bail!("settings of a fit (--size, --grid, --k, … ) would change nothing here: {why}; leave them out");
+        }
+        Ok(())
+    }
 }
 
 /// A data set by folder, list or the word `elpv`; and whether its images are cells without a border.

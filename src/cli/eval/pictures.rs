@@ -48,7 +48,7 @@ pub struct Drawn {
 pub fn choose(judged: &Judged<'_>, found: &Found) -> Chosen {
     let question = judged.task.main;
     let items = &judged.task.dataset.items;
-    let decisions = judged.decisions(question, found);
+    let (odds, decisions): (Vec<f32>, Vec<f32>) = judged.decisions(question, found).into_iter().unzip();
     let mut quadrants = Vec::new();
     for (defective, rejected) in [(false, false), (true, true), (false, true), (true, false)] {
         let asked = (0..items.len())
@@ -60,7 +60,7 @@ pub fn choose(judged: &Judged<'_>, found: &Found) -> Chosen {
         members.retain(|&i| decisions[i].is_finite());
         members.sort_by(|&a, &b| decisions[b].abs().total_cmp(&decisions[a].abs()).then(a.cmp(&b)));
         let step = if defective == rejected { (members.len() / TILES).max(1) } else { 1 };
-        let shown = members.iter().step_by(step).take(TILES).map(|&i| (i, decisions[i])).collect();
+        let shown = members.iter().step_by(step).take(TILES).map(|&i| (i, odds[i])).collect();
         quadrants.push(Members { defective, rejected, cells: count, of: asked.len(), shown });
     }
     let mut of_level: BTreeMap<usize, Vec<usize>> = BTreeMap::new();

@@ -294,13 +294,15 @@ impl Judged<'_> {
         self.task.dataset.items[index].label.as_ref().and_then(|label| question.target(label))
     }
 
-    /// The log-odds of every test cell for a question, above its fold's threshold; NaN if it cannot be judged.
-    pub(super) fn decisions(&self, question: Binarisation, found: &Found) -> Vec<f32> {
+    /// The log-odds of every test cell for a question, and how far they are above its fold's threshold; NaN if it cannot
+    /// be judged.
+    pub(super) fn decisions(&self, question: Binarisation, found: &Found) -> Vec<(f32, f32)> {
         let thresholds = self.thresholds(question, &found.folds);
         let cells = self.measured.cells.iter().enumerate();
-        let decide = |(index, cell): (usize, &FoldCell)| match &found.folds[cell.fold].test[index] {
-            Some(opinion) => self.score(question, opinion) - thresholds[cell.fold],
-            None => f32::NAN,
+        let decide = |(index, cell): (usize, &FoldCell)| {
+            let opinion = found.folds[cell.fold].test[index].as_ref();
+            let odds = opinion.map_or(f32::NAN, |opinion| self.score(question, opinion));
+            (odds, odds - thresholds[cell.fold])
         };
         cells.map(decide).collect()
     }
