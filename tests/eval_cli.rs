@@ -24,7 +24,7 @@ const SMALL: [&str; 9] = ["--size", "64", "--grid", "16", "-k", "16", "--shrinka
 fn figures_and_page_of_a_small_set() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("cells");
-    cells(&data, "60");
+    cells(&data, "90");
     let page = dir.path().join("page.html");
     let mut args = vec!["eval", "--data", data.to_str().unwrap(), "--json", "--report", page.to_str().unwrap()];
     args.extend(SMALL);
@@ -68,7 +68,7 @@ fn mistakes(html: &str, title: &str) -> u64 {
 fn the_mistakes_shown_are_those_counted_with_types_apart_too() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("cells");
-    cells(&data, "60");
+    cells(&data, "90");
     // Two types, in place of kinds of defect, which good cells have not.
     let path = data.join("labels.csv");
     let rows = std::fs::read_to_string(&path).unwrap();
@@ -111,8 +111,10 @@ fn options_that_would_do_nothing_are_refused() {
     let output = cellgate(&fit);
     assert!(!output.status.success() && text(&output).contains("--threshold"), "{}", text(&output));
 
-    let fit = [&["fit", path, "-o", model.to_str().unwrap(), "--copies", "2"], &SMALL[..SMALL.len() - 1]].concat();
-    assert!(cellgate(&fit).status.success());
+    cells(&data, "90");
+    let small = &SMALL[..SMALL.len() - 1];
+    let output = cellgate(&[&["fit", path, "-o", model.to_str().unwrap(), "--holdout", "0.5"], small].concat());
+    assert!(output.status.success(), "{}", text(&output));
     let output = cellgate(&["eval", "--data", path, "--model", model.to_str().unwrap(), "--sigma", "2"]);
     assert!(!output.status.success() && text(&output).contains("would change nothing"), "{}", text(&output));
 }
@@ -161,7 +163,7 @@ fn data_that_cannot_be_evaluated_is_named() {
 fn other_systems_answer_the_same_questions() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("cells");
-    cells(&data, "60");
+    cells(&data, "90");
     let page = dir.path().join("page.html");
     for (method, more) in
         [("svd", vec![]), ("autoencoder-otsu", vec!["--epochs", "2"]), ("resnet50", vec!["--epochs", "1"])]
