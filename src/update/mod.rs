@@ -8,10 +8,12 @@
 //!
 //! [`bundle`] is the file, [`slots`] the two places for a model and the one durable record of which is in force, on a
 //! [`disk`] that tests cut the power of; [`install`] walks a bundle through the states, [`prove`] judges by golden frames.
+//! [`message`] is what travels over the broker.
 
 pub mod bundle;
 pub mod disk;
 pub mod install;
+pub mod message;
 pub mod prove;
 pub mod slots;
 
