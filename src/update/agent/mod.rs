@@ -280,8 +280,12 @@ impl Work {
         };
         self.post.about(offer);
         if let (true, Some((_, fitted))) = (on_probation, self.slots.record().in_force()) {
-            let progress = self.slots.record().progress(&self.config.probation.limits());
-            self.post.report.offered.get_or_insert(fitted.version);
+            let (version, progress) = (fitted.version, self.slots.record().progress(&self.config.probation.limits()));
+            if offer.is_none() {
+                let offer = self.post.plan.offer_of(version).cloned();
+                self.post.about(offer.as_ref());
+                self.post.report.offered = Some(version);
+            }
             self.post.say(State::Probation, progress, None);
             return;
         }
