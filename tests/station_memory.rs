@@ -67,7 +67,7 @@ fn a_thousand_cells_from_camera_to_outbox_allocate_nothing() {
         ..Settings::default()
     });
     let camera = camera.unwrap();
-    let (exchange, next) = (Arc::new(Exchange::new(camera.format().width, camera.format().height)), inspector());
+    let (exchange, next) = (Arc::new(Exchange::new(camera.format())), inspector());
     let judge = Inspection::new(inspector(), None, true, Some(Duration::from_secs(1 << 40)));
     let config = OutboxConfig { path: folder.path().join("outbox"), verdicts: 4096 };
     let store = Store::open(&config).unwrap();

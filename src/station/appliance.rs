@@ -110,7 +110,7 @@ impl Appliance {
         let camera = start::open_camera(config)?;
         let mut judge = start::judge(config, inspector, camera.as_ref())?;
         let format = camera.format();
-        let exchange = updates.as_ref().map(|_| Arc::new(Exchange::new(format.width, format.height)));
+        let exchange = updates.as_ref().map(|_| Arc::new(Exchange::new(format)));
         if let Some(exchange) = &exchange {
             judge = judge.with_exchange(Arc::clone(exchange));
         }
@@ -196,8 +196,8 @@ impl Appliance {
                 software: Software::own(),
                 backbone: start::backbone_identity(config)?.0,
             };
-            let (ears, size) = (Arc::clone(&shared.ears), (format.width, format.height));
-            let host = Box::new(StationHost::new(config, exchange, ears, workers, size, &model));
+            let ears = Arc::clone(&shared.ears);
+            let host = Box::new(StationHost::new(config, exchange, ears, workers, format, &model));
             let (update, mqtt) = (config.update.clone(), config.mqtt.clone());
             appliance.agent = Some(Agent::start(AgentParts { config: update, mqtt, slots, station, host })?);
         }

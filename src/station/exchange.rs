@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
+use crate::camera::Format;
 use crate::frame::Frame;
 use crate::pipeline::Inspector;
 use crate::verdict::{Class, Verdict};
@@ -53,10 +54,10 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// For frames of up to this size.
+    /// For frames of this format.
     #[must_use]
-    pub fn new(width: usize, height: usize) -> Self {
-        let loan = Loan { frame: Frame::new(width, height, 1), opinion: None };
+    pub fn new(format: Format) -> Self {
+        let loan = Loan { frame: Frame::new(format.width, format.height, format.white), opinion: None };
         Self {
             news: AtomicBool::new(false),
             seat: Mutex::default(),
@@ -138,8 +139,8 @@ impl Exchange {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return,
         };
-        // A buffer of another size would have to grow at the camera.
-        if (loan.frame.width(), loan.frame.height()) != (frame.width(), frame.height()) {
+        // A buffer of another format would have to be changed at the camera.
+        if Format::of(&loan.frame) != Format::of(frame) {
             return;
         }
         std::mem::swap(&mut loan.frame, frame);

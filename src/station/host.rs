@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::ears::Ears;
 use super::exchange::{Exchange, Opinion};
 use super::start;
+use crate::camera::Format;
 use crate::config::Config;
 use crate::model::Model;
 use crate::pipeline::Inspector;
@@ -40,7 +41,7 @@ pub(super) struct StationHost {
     /// The threads that share the work of the line's judge.
     workers: Arc<Workers>,
     /// The camera's frames.
-    size: (usize, usize),
+    format: Format,
     model: String,
     candidate: Option<Candidate>,
 }
@@ -51,17 +52,17 @@ impl StationHost {
         exchange: Arc<Exchange>,
         ears: Arc<Ears>,
         workers: Arc<Workers>,
-        size: (usize, usize),
+        format: Format,
         model: &Model,
     ) -> Self {
         let (config, model) = (config.clone(), model.id().to_string());
-        Self { config, exchange, ears, workers, size, model, candidate: None }
+        Self { config, exchange, ears, workers, format, model, candidate: None }
     }
 
     /// Has the line's judge go on with this model.
     fn change_to(&mut self, model: &Arc<Model>) -> Result<(), String> {
         let inspector = start::inspector_for(&self.config, model, &self.workers).and_then(|mut inspector| {
-            inspector.make_room(self.size.0, self.size.1)?;
+            inspector.make_room(self.format.width, self.format.height)?;
             Ok(inspector)
         });
         let next = Box::new(inspector.map_err(|error| error.to_string())?);
@@ -85,7 +86,7 @@ impl Host for StationHost {
         let mut inspector = start::inspector_for(&self.config, &model, &own).map_err(|error| error.to_string())?;
         let golden = File::open(golden).map_err(|error| format!("opening the golden frames: {error}"))?;
         prove::prove(&mut BufReader::new(golden), &mut inspector).map_err(|error| error.to_string())?;
-        inspector.make_room(self.size.0, self.size.1).map_err(|error| error.to_string())?;
+        inspector.make_room(self.format.width, self.format.height).map_err(|error| error.to_string())?;
         self.candidate = Some(Candidate { model, inspector });
         Ok(())
     }
