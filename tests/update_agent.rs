@@ -220,6 +220,18 @@ fn a_server_that_cannot_begin_in_the_midst_of_a_file_does_too() {
 }
 
 #[test]
+fn what_had_come_whole_before_a_restart_is_not_asked_for_again() {
+    let Some(site) = Site::new("what_had_come_whole_before_a_restart_is_not_asked_for_again") else { return };
+    let file = bundle(7, BYTES, Targets::default());
+    std::fs::write(site.state.path().join("download.part"), &file).unwrap();
+    std::fs::write(site.state.path().join("download.wanted"), Hash::of(&file).0).unwrap();
+    // Nobody listens there.
+    site.offer(&offer(7, &file, Some(format!("http://127.0.0.1:{}/7.cgb", broker::free_port()))));
+    let _agent = site.start();
+    site.good(7);
+}
+
+#[test]
 fn a_bandwidth_limit_is_kept() {
     let Some(mut site) = Site::new("a_bandwidth_limit_is_kept") else { return };
     let file = bundle(7, BYTES, Targets::default());
