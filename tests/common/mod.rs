@@ -1,5 +1,5 @@
 //! What the integration tests share.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, unused_imports)]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
