@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use super::envelope::{encoded, whole};
 use super::{BundleError, Envelope, MAGIC};
@@ -37,6 +38,21 @@ impl Hash {
 impl fmt::Display for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&blake3::Hash::from_bytes(self.0).to_hex())
+    }
+}
+
+/// A text is no hash as [`Hash`] displays it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a hash must have 64 hexadecimal digits, in lower case")]
+pub struct NoHash;
+
+impl FromStr for Hash {
+    type Err = NoHash;
+
+    fn from_str(text: &str) -> Result<Self, NoHash> {
+        let hash = blake3::Hash::from_hex(text).map(|hash| Self(*hash.as_bytes())).map_err(|_| NoHash)?;
+        // One text for one hash: it stands in topics.
+        if hash.to_string() == text { Ok(hash) } else { Err(NoHash) }
     }
 }
 

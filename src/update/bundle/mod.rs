@@ -21,7 +21,7 @@ pub use chunks::{CHUNK, unpack};
 pub use envelope::{Envelope, Signature};
 pub use keys::{KEY_SET_MAGIC, KeySet, NoKey, PublicKey, SecretKey};
 pub use manifest::{
-    Hash, MAX_GOLDEN, MAX_MODEL, MAX_NOTE, Manifest, Marks, PRODUCT, Section, Software, Station, Targets,
+    Hash, MAX_GOLDEN, MAX_MODEL, MAX_NOTE, Manifest, Marks, NoHash, PRODUCT, Section, Software, Station, Targets,
 };
 pub use packing::{Layout, Part, assemble, pack_model, pack_whole};
 
