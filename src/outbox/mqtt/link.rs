@@ -66,12 +66,12 @@ pub enum LinkError {
 }
 
 impl LinkError {
-    pub(super) fn lost(config: &MqttConfig, why: impl Into<String>) -> Self {
+    pub(crate) fn lost(config: &MqttConfig, why: impl Into<String>) -> Self {
         Self::Lost { broker: broker(config), why: why.into() }
     }
 
     /// From what the client library says.
-    pub(super) fn of(config: &MqttConfig, error: &ConnectionError) -> Self {
+    pub(crate) fn of(config: &MqttConfig, error: &ConnectionError) -> Self {
         use rumqttc::mqttbytes::Error as Packet;
         let refused = |why| Self::Refused { broker: broker(config), why };
         match error {
@@ -119,7 +119,7 @@ impl LinkError {
     }
 }
 
-pub(super) fn broker(config: &MqttConfig) -> String {
+pub(crate) fn broker(config: &MqttConfig) -> String {
     format!("{}:{}", config.host, config.port)
 }
 
@@ -155,7 +155,7 @@ pub fn try_session(config: &MqttConfig) -> Result<(), LinkError> {
 }
 
 /// What the client library needs for one connection. Passwords and certificates are read anew.
-pub(super) fn options(config: &MqttConfig, will: Option<LastWill>) -> Result<MqttOptions, LinkError> {
+pub(crate) fn options(config: &MqttConfig, will: Option<LastWill>) -> Result<MqttOptions, LinkError> {
     let mut options = MqttOptions::new(config.client(), config.host.as_str(), config.port);
     options
         .set_keep_alive(Duration::from_secs(config.keep_alive_s.into()))
@@ -176,7 +176,7 @@ pub(super) fn options(config: &MqttConfig, will: Option<LastWill>) -> Result<Mqt
     Ok(options)
 }
 
-pub(super) fn network(config: &MqttConfig) -> NetworkOptions {
+pub(crate) fn network(config: &MqttConfig) -> NetworkOptions {
     let mut network = NetworkOptions::new();
     network.set_connection_timeout(config.connect_timeout_s.into());
     network.set_tcp_nodelay(true);

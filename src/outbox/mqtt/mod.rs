@@ -10,7 +10,7 @@
 mod config;
 mod delivery;
 mod inbox;
-mod link;
+pub(crate) mod link;
 mod session;
 
 pub use config::{MqttConfig, PayloadKind, SparkplugConfig, TlsConfig};

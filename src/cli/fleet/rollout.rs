@@ -1,0 +1,288 @@
+//! `cellgate fleet rollout`.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::bail;
+use serde_json::json;
+
+use super::broker::{self, Broker};
+use super::lines;
+use super::offer::Bundle;
+use crate::cli::shared;
+use crate::clock::{Date, Moment};
+use crate::fleet::connection::{Connection, FleetError};
+use crate::fleet::publish::{self, PublishError};
+use crate::fleet::reach::Checked;
+use crate::fleet::rollout::{Course, Fate, Limit, Step, Tally, Wait, Watch, Waves};
+use crate::fleet::view::View;
+use crate::outbox::mqtt::MqttConfig;
+use crate::update::message::Offer;
+
+/// How often the reports are looked at.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Offer a bundle to a group in waves: the next begins when the stations of this one are good, and none does when too many
+/// of them refuse it or go back.
+///
+/// All that it knows is at the broker: it may be stopped and begun again at any time, by the same command, also while the
+/// broker is away. Stopped, the offer stays as it is.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    bundle: Bundle,
+
+    /// How many percent of the stations each wave reaches; the last is 100.
+    #[arg(long, value_name = "LIST", default_value = "1,10,50,100")]
+    waves: Waves,
+
+    /// Minutes for which all stations of a wave must be good before the next begins.
+    #[arg(long, value_name = "MINUTES", default_value_t = 30.0, value_parser = minutes)]
+    soak: f64,
+
+    /// Minutes in which a station of a wave must be good; one that is not has failed. Probation counts.
+    #[arg(long, value_name = "MINUTES", default_value_t = 240.0, value_parser = minutes)]
+    patience: f64,
+
+    /// Stations that may fail, or their share such as 5%; one more halts the rollout.
+    #[arg(long, value_name = "N", default_value = "0")]
+    max_failures: Limit,
+
+    /// Go on with an offer that was halted.
+    #[arg(long)]
+    resume: bool,
+
+    /// Print each step as one JSON object a line.
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    broker: Broker,
+}
+
+fn minutes(text: &str) -> Result<f64, String> {
+    let within = |minutes: &f64| (0.0..=100_000.0).contains(minutes);
+    text.parse().ok().filter(within).ok_or_else(|| format!("`{text}`: 0 to 100000 minutes are allowed"))
+}
+
+/// Why a session ended.
+enum End {
+    Lost(FleetError),
+    Other(anyhow::Error),
+}
+
+impl From<FleetError> for End {
+    fn from(error: FleetError) -> Self {
+        Self::Lost(error)
+    }
+}
+
+impl From<PublishError> for End {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::Fleet(error @ (FleetError::Link(_) | FleetError::Unacknowledged { .. })) => Self::Lost(error),
+            // What the broker does not keep now it will not keep later.
+            other => Self::Other(other.into()),
+        }
+    }
+}
+
+/// Rolls out.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let mqtt = args.broker.settings()?;
+    let course = Course {
+        waves: args.waves.clone(),
+        soak: Duration::from_secs_f64(60.0 * args.soak),
+        patience: Duration::from_secs_f64(60.0 * args.patience),
+        limit: args.max_failures,
+    };
+    let (bundle, offer) = args.bundle.check(course.waves.first())?;
+    let (connection, view) = broker::read(&mqtt)?;
+    let before = view.offer(&args.bundle.group).cloned();
+    args.bundle.follows(before.as_ref(), &offer)?;
+    let offer = continued(&args, before.as_ref(), offer)?;
+    print!("{}", lines::reach(&view, &bundle, &args.bundle.group, &offer));
+    if args.bundle.dry_run {
+        println!("nothing was sent");
+        return Ok(());
+    }
+    let interrupted = shared::interrupt()?;
+    if before.as_ref() != Some(&offer) {
+        args.bundle.publish(&mqtt, &bundle, before.as_ref(), &offer, &interrupted)?;
+    }
+    Rollout { watch: watch(&offer), args: &args, mqtt, course, bundle, offer, said: None }
+        .run(Some((connection, view)), &interrupted)
+}
+
+/// The offer to begin with: the one at the broker, if it is of this bundle.
+fn continued(args: &Args, before: Option<&Offer>, offer: Offer) -> anyhow::Result<Offer> {
+    let Some(before) = before.filter(|before| before.bundle == offer.bundle) else { return Ok(offer) };
+    if before.halted && !args.resume {
+        bail!(
+            "this rollout was halted at {} %: see `cellgate fleet status --group {}`, and give --resume to go on, or \
+             make a better bundle of a larger version",
+            before.percent,
+            args.bundle.group
+        );
+    }
+    let (url, chunks) = (offer.url.or(before.url.clone()), offer.chunks || before.chunks);
+    // Whoever resumes gives the stations time anew.
+    let issued = if before.halted { Date::now() } else { before.issued };
+    Ok(Offer { url, chunks, issued, halted: false, ..before.clone() })
+}
+
+/// The times of an offer, which is as old as it says, if our clock agrees.
+fn watch(offer: &Offer) -> Watch {
+    let age = Date::now().as_millis().saturating_sub(offer.issued.as_millis());
+    Watch::new(offer.percent, Moment::now() - Duration::from_millis(age))
+}
+
+struct Rollout<'a> {
+    args: &'a Args,
+    mqtt: MqttConfig,
+    course: Course,
+    bundle: Checked,
+    offer: Offer,
+    watch: Watch,
+    /// What was said last.
+    said: Option<(u8, Tally, Option<Wait>)>,
+}
+
+impl Rollout<'_> {
+    /// Until it is done, halted, or not wanted any more.
+    fn run(mut self, mut open: Option<(Connection, View)>, interrupted: &AtomicBool) -> anyhow::Result<()> {
+        while !interrupted.load(Ordering::SeqCst) {
+            let lost_at = match self.session(open.take(), interrupted) {
+                Ok(()) => return Ok(()),
+                Err(End::Other(error)) => return Err(error),
+                Err(End::Lost(error)) => {
+                    self.say("lost", &format!("{error}; trying again"));
+                    Moment::now()
+                }
+            };
+            while !interrupted.load(Ordering::SeqCst) && open.is_none() {
+                std::thread::sleep(broker::RETRY);
+                open = broker::read(&self.mqtt).ok();
+            }
+            // Without the broker no station can get any farther.
+            self.watch.pause(Moment::now().since(lost_at));
+        }
+        self.say("stopped", "stopped; the offer stays as it is, and the same command goes on");
+        Ok(())
+    }
+
+    fn session(&mut self, open: Option<(Connection, View)>, interrupted: &AtomicBool) -> Result<(), End> {
+        let (mut connection, mut view) = match open {
+            Some(open) => open,
+            None => broker::read(&self.mqtt)?,
+        };
+        // What was published since the view was read comes by itself.
+        let mut is_seen = false;
+        while !interrupted.load(Ordering::SeqCst) {
+            let mut waits = TICK;
+            while let Some(heard) = connection.next(waits)? {
+                view.take(&heard);
+                waits = Duration::ZERO;
+            }
+            is_seen |= view.offer(&self.args.bundle.group) == Some(&self.offer);
+            if is_seen {
+                self.still_ours(&view)?;
+                if self.step(&view)?.is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        self.say("stopped", "stopped; the offer stays as it is, and the same command goes on");
+        Ok(())
+    }
+
+    /// Others may have changed the offer meanwhile.
+    fn still_ours(&mut self, view: &View) -> Result<(), End> {
+        let group = &self.args.bundle.group;
+        let other = |why: &str| Err(End::Other(anyhow::anyhow!("the offer to {group} was {why}")));
+        match view.offer(group) {
+            None => other("withdrawn by somebody else"),
+            Some(now) if now.bundle != self.offer.bundle => other("replaced by somebody else's"),
+            Some(now) if now.halted => other("halted by somebody else; --resume goes on"),
+            Some(now) => {
+                if now.percent != self.offer.percent {
+                    self.watch.raised(now.percent, Moment::now());
+                }
+                self.offer = now.clone();
+                Ok(())
+            }
+        }
+    }
+
+    fn fates<'v>(&'v self, view: &'v View) -> impl Iterator<Item = (String, Fate)> + 'v {
+        let group = self.args.bundle.group.as_str();
+        view.stations()
+            .filter(move |(name, _)| self.bundle.is_for(name, group))
+            .filter_map(move |(name, station)| Some((name.to_string(), station.fate(name, group, &self.offer)?)))
+    }
+
+    fn step(&mut self, view: &View) -> Result<ControlFlow<()>, End> {
+        let tally: Tally = self.fates(view).map(|(_, fate)| fate).collect();
+        let step = self.watch.look(&self.course, &tally, Moment::now());
+        let wait = if let Step::Hold(wait) = &step { Some(*wait) } else { None };
+        let said = Some((self.offer.percent, tally, wait));
+        if self.said != said {
+            self.said = said;
+            let Tally { good, working, failed, away } = tally;
+            let why = match wait {
+                Some(Wait::Soak) => ", soaking",
+                Some(Wait::NobodyThere) => ", nobody of this wave is there",
+                _ => "",
+            };
+            let counts = format!("{good} good, {working} on the way, {failed} failed, {away} offline{why}");
+            self.say("wave", &format!("{} %: {} stations: {counts}", self.offer.percent, tally.all()));
+        }
+        match step {
+            Step::Hold(_) => Ok(ControlFlow::Continue(())),
+            Step::Raise(percent) => {
+                let offer = Offer { percent, issued: Date::now(), ..self.offer.clone() };
+                publish::set_offer(&self.mqtt, &self.args.bundle.group, &offer)?;
+                self.watch.raised(percent, Moment::now());
+                self.offer = offer;
+                Ok(ControlFlow::Continue(()))
+            }
+            Step::Halt(why) => {
+                let offer = Offer { halted: true, ..self.offer.clone() };
+                publish::set_offer(&self.mqtt, &self.args.bundle.group, &offer)?;
+                self.blame(view);
+                Err(End::Other(anyhow::anyhow!("halted at {} %: {why}", offer.percent)))
+            }
+            Step::Done => {
+                let later = match tally.away {
+                    0 => String::new(),
+                    away => format!("; {away} are offline and take it when they are back"),
+                };
+                self.say("done", &format!("done: {} stations have version {}{later}", tally.good, self.offer.number));
+                Ok(ControlFlow::Break(()))
+            }
+        }
+    }
+
+    /// Says which stations it failed at, and why.
+    fn blame(&self, view: &View) {
+        for (name, station) in view.stations() {
+            let fate = station.fate(name, &self.args.bundle.group, &self.offer);
+            let (Some(fate @ (Fate::Failed | Fate::Working)), Some(report)) = (fate, &station.report) else { continue };
+            let number = self.offer.number;
+            let why = report.refused.iter().chain(&report.rolled_back).find(|refused| refused.number == number);
+            let why = why.map_or(report.last.as_str(), |refused| refused.why.as_str());
+            let what = if fate == Fate::Failed { "failed" } else { "not good yet" };
+            self.say("station", &format!("{name} {what}: {}, {why}", lines::doing(report)));
+        }
+    }
+
+    fn say(&self, what: &str, text: &str) {
+        let (time, percent) = (Date::now(), self.offer.percent);
+        if self.args.json {
+            println!("{}", json!({"time": time.to_string(), "what": what, "percent": percent, "text": text}));
+        } else {
+            println!("{time} {text}");
+        }
+    }
+}

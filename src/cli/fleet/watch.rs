@@ -1,0 +1,137 @@
+//! `cellgate fleet watch`.
+
+use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::broker::{self, Broker, Filter};
+use super::lines;
+use crate::cli::shared;
+use crate::clock::Date;
+use crate::fleet::connection::FleetError;
+use crate::fleet::view::{Change, View};
+use crate::outbox::mqtt::MqttConfig;
+
+/// Rows of the table on a terminal.
+const ROWS: usize = 40;
+/// How often the table is drawn at most, and Ctrl-C looked for.
+const TICK: Duration = Duration::from_millis(250);
+
+/// Watch the fleet until Ctrl-C: a table that is redrawn on a terminal, else a line for each change.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print each change as one JSON object a line.
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    filter: Filter,
+
+    #[command(flatten)]
+    broker: Broker,
+}
+
+/// Watches.
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let (mqtt, interrupted) = (args.broker.settings()?, shared::interrupt()?);
+    let draws = !args.json && std::io::stdout().is_terminal();
+    // The first connection must come about; later ones are waited for.
+    let mut next = Some(broker::read(&mqtt)?);
+    while !interrupted.load(Ordering::SeqCst) {
+        let Err(error) = session(&args, &mqtt, next.take(), draws, &interrupted) else { break };
+        say(&args, &json!({"time": Date::now().to_string(), "fault": error.to_string()}), &error.to_string());
+        std::thread::sleep(broker::RETRY);
+    }
+    Ok(())
+}
+
+/// Until the connection is lost or nobody wants to watch any more.
+fn session(
+    args: &Args,
+    mqtt: &MqttConfig,
+    open: Option<(crate::fleet::connection::Connection, View)>,
+    draws: bool,
+    interrupted: &AtomicBool,
+) -> Result<(), FleetError> {
+    let (mut connection, mut view) = match open {
+        Some(open) => open,
+        None => broker::read(mqtt)?,
+    };
+    if !draws {
+        for (name, station) in view.stations().filter(|(name, station)| args.filter.takes(name, station)) {
+            tell(args, &view, &Change::Station(name.clone()), station.report.is_some());
+        }
+    }
+    let mut is_new = true;
+    while !interrupted.load(Ordering::SeqCst) {
+        if draws && is_new {
+            draw(&view, args);
+            is_new = false;
+        }
+        let mut waits = TICK;
+        // All that is there, then the table.
+        while let Some(heard) = connection.next(waits)? {
+            if let Some(change) = view.take(&heard) {
+                is_new = true;
+                if !draws {
+                    tell(args, &view, &change, true);
+                }
+            }
+            waits = if draws { Duration::ZERO } else { waits };
+            if interrupted.load(Ordering::SeqCst) {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn draw(view: &View, args: &Args) {
+    // Home, the text with the rest of each line cleared, the rest of the screen cleared.
+    let text = format!("{}\n{}", lines::table(view, &args.filter, ROWS), lines::summary(view, &args.filter));
+    let text: String = text.lines().map(|line| format!("{line}\x1b[K\r\n")).collect();
+    let mut out = std::io::stdout().lock();
+    let _ = write!(out, "\x1b[H{text}\x1b[J").and_then(|()| out.flush());
+}
+
+/// Prints a line, whether or not somebody still reads.
+fn say(args: &Args, value: &serde_json::Value, text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = if args.json { writeln!(out, "{value}") } else { writeln!(out, "{} {text}", Date::now()) };
+    let _ = out.flush();
+}
+
+fn tell(args: &Args, view: &View, change: &Change, is_wanted: bool) {
+    match change {
+        Change::Station(name) => {
+            let Some(station) = view.station(name) else {
+                return say(
+                    args,
+                    &json!({"line": name.line, "station": name.station, "gone": true}),
+                    &format!("{name} is gone"),
+                );
+            };
+            if !is_wanted || !args.filter.takes(name, station) {
+                return;
+            }
+            let online = match station.is_online() {
+                Some(true) => "",
+                Some(false) => " offline",
+                None => " never online",
+            };
+            let text = station.report.as_ref().map_or_else(String::new, |report| {
+                let offered = report.offered.map_or_else(String::new, |number| format!(", offered {number}"));
+                format!(" version {}, {}{offered}: {}", report.number, lines::doing(report), report.last)
+            });
+            say(args, &lines::station_json(name, station, Date::now()), &format!("{name}{online}{text}"));
+        }
+        Change::Offer(group) if args.filter.takes_group(group) => {
+            let offer = view.offer(group);
+            let text = offer.map_or_else(|| "nothing".into(), lines::offered);
+            say(args, &lines::offer_json(group, offer), &format!("offered to {group}: {text}"));
+        }
+        Change::Offer(_) => {}
+    }
+}
