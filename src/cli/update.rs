@@ -16,7 +16,7 @@ use crate::clock::Date;
 use crate::model::Model;
 use crate::update::bundle::{KEY_SET_MAGIC, KeySet, Software, Station};
 use crate::update::disk::Folder;
-use crate::update::install::Staged;
+use crate::update::install::{NotProven, Staged};
 use crate::update::prove;
 use crate::update::slots::{Phase, Slot, Slots};
 
@@ -161,7 +161,8 @@ fn install(args: Install) -> anyhow::Result<()> {
     let mut proven = 0;
     let manifest = slots
         .install(&mut reader, &station, Date::now().as_millis(), |folder, staged| {
-            proven = prove_staged(folder, staged, &network, threads).map_err(|error| format!("{error:#}"))?;
+            proven = prove_staged(folder, staged, &network, threads)
+                .map_err(|error| NotProven::Refused(format!("{error:#}")))?;
             Ok(())
         })
         .with_context(context)?;
@@ -220,7 +221,7 @@ fn status(path: &Path, as_json: bool) -> anyhow::Result<()> {
         println!("slot {slot}       {text}{}", if active { ", in force" } else { "" });
     }
     match record.phase {
-        Phase::Probation { cells, invalid, rejected, starts } => {
+        Phase::Probation { cells, invalid, rejected, starts, .. } => {
             println!("phase        probation: {cells} cells, {invalid} INVALID, {rejected} rejected, {starts} starts")
         }
         _ => println!("phase        {phase}"),

@@ -8,13 +8,15 @@
 //!
 //! [`bundle`] is the file, [`slots`] the two places for a model and the one durable record of which is in force, on a
 //! [`disk`] that tests cut the power of; [`install`] walks a bundle through the states, [`prove`] judges by golden frames.
-//! [`message`] is what travels over the broker.
+//! [`message`] is what travels over the broker, [`agent`] the thread that does all of it beside a running station.
 
+pub mod agent;
 pub mod bundle;
 pub mod disk;
 pub mod install;
 pub mod message;
 pub mod prove;
+mod record;
 pub mod slots;
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::bundle::Hash;
 use super::fake::{Fake, NOW, bundle, keys, model, station};
-use super::slots::{Limits, Phase, Slots, UpdateError};
+use super::slots::{Limits, Phase, Seen, Slots, UpdateError};
 
 /// A station on which version 1 is good.
 fn good() -> Fake {
@@ -34,7 +34,7 @@ fn update(disk: Fake, bytes: &[u8], goes_back: bool) -> (Result<(), UpdateError>
         slots.install(&mut &bytes[..], &station(), NOW, |_, _| Ok(()))?;
         slots.activate()?;
         slots.start(&patient())?;
-        slots.watch(10, 1, 1, &Limits::default())?;
+        slots.watch(&Seen { cells: 10, invalid: 1, rejected: 1, ..Seen::default() }, &Limits::default())?;
         if goes_back { slots.rollback("asked for") } else { slots.confirm() }
     };
     let done = all();
@@ -180,7 +180,7 @@ fn probation_ends_by_cells_and_is_broken_off_by_bad_shares() {
         let mut slots = Slots::open(good()).unwrap();
         slots.install(&mut &bundle(2).bytes()[..], &station(), NOW, |_, _| Ok(())).unwrap();
         slots.activate().unwrap();
-        let changed = slots.watch(judged, invalid, rejected, &limits).unwrap();
+        let changed = slots.watch(&Seen { cells: judged, invalid, rejected, ..Seen::default() }, &limits).unwrap();
         let in_force = slots.record().in_force().unwrap().1.version;
         assert_eq!((changed, in_force), (version == 1, version), "{judged} {invalid} {rejected}");
         assert_eq!(phase.is_some(), slots.record().phase == Phase::Good, "{judged} {invalid} {rejected}");

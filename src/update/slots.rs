@@ -4,14 +4,13 @@
 //! instant: the files of a slot are touched only while the durable record calls it empty; a slot is put in force only
 //! after its files are durable and their hash was checked; the slot in force is never the one that is written.
 
-use std::fmt;
 use std::io::{self, Read};
 
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::bundle::{BundleError, Hash, KeySet, Marks};
+use super::bundle::{BundleError, Hash, KeySet};
 use super::disk::{Disk, Reading};
+pub use super::record::{Fitted, Phase, Record, Refusal, Slot};
 
 const RECORD: &str = "record";
 const RECORD_NEW: &str = "record.new";
@@ -19,145 +18,13 @@ const MAGIC: [u8; 8] = *b"CGRECORD";
 const MAX_RECORD: u64 = 1 << 18;
 const BUFFER: usize = 1 << 16;
 
-/// One of the two places.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Slot {
-    /// The first.
-    A,
-    /// The second.
-    B,
-}
-
-impl Slot {
-    /// The other one.
-    #[must_use]
-    pub fn other(self) -> Self {
-        match self {
-            Self::A => Self::B,
-            Self::B => Self::A,
-        }
-    }
-
-    /// The model's file in the state folder.
-    #[must_use]
-    pub fn model(self) -> &'static str {
-        match self {
-            Self::A => "a.cgm",
-            Self::B => "b.cgm",
-        }
-    }
-
-    /// The golden frames' file in the state folder.
-    #[must_use]
-    pub fn golden(self) -> &'static str {
-        match self {
-            Self::A => "a.golden",
-            Self::B => "b.golden",
-        }
-    }
-}
-
-impl fmt::Display for Slot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::A => "A",
-            Self::B => "B",
-        })
-    }
-}
-
-/// The model in a slot: whole and durable.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fitted {
-    /// The bundle's version.
-    pub version: u64,
-    /// Bytes of the model file.
-    pub bytes: u64,
-    /// BLAKE3 of the model file.
-    pub hash: Hash,
-    /// When it was put there, in milliseconds since 1970, by the machine's clock.
-    pub since: u64,
-}
-
-/// How far an update is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Phase {
-    /// None is under way; the model in force is good, or there is none yet.
-    Good,
-    /// Its files are being written; the slot counts as empty.
-    Staging {
-        /// Where to.
-        to: Slot,
-    },
-    /// Its files are whole.
-    Staged {
-        /// Where.
-        to: Slot,
-    },
-    /// It judged its golden frames as it should.
-    Proved {
-        /// Where.
-        to: Slot,
-    },
-    /// It is in force and watched.
-    Probation {
-        /// Cells that it has judged.
-        cells: u64,
-        /// Those that were INVALID.
-        invalid: u64,
-        /// Those that were rejected.
-        rejected: u64,
-        /// Times that the station started with it.
-        starts: u32,
-    },
-}
-
-/// All that lasts.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
-    /// Who may sign.
-    pub keys: KeySet,
-    /// The largest version that was in force or was refused by its proof.
-    pub version: u64,
-    /// The latest time known for sure, in milliseconds since 1970. It is never later than a signed manifest allows: a
-    /// clock that runs ahead cannot lock the station out.
-    pub clock: u64,
-    /// The slot in force.
-    pub active: Option<Slot>,
-    /// What the slots A and B hold.
-    pub slots: [Option<Fitted>; 2],
-    /// How far an update is.
-    pub phase: Phase,
-    /// The last thing that happened, for people.
-    pub last: String,
-}
-
-impl Record {
-    /// What a slot holds.
-    #[must_use]
-    pub fn slot(&self, slot: Slot) -> Option<&Fitted> {
-        self.slots[slot as usize].as_ref()
-    }
-
-    /// The model in force.
-    #[must_use]
-    pub fn in_force(&self) -> Option<(Slot, &Fitted)> {
-        let active = self.active?;
-        Some((active, self.slot(active)?))
-    }
-
-    /// What the station never goes behind.
-    #[must_use]
-    pub fn marks(&self) -> Marks {
-        Marks { version: self.version, clock: self.clock }
-    }
-}
-
 /// How a model on probation is judged.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     /// Cells after which it is good. Default 500.
     pub cells: u64,
+    /// Seconds after which it is good too, once 50 cells were judged. Default 8 hours.
+    pub seconds: u64,
     /// Starts of the station with it, above which it counts as a crash loop. Default 3.
     pub starts: u32,
     /// The largest share of INVALID cells, once 50 were judged. Default 0.1.
@@ -168,8 +35,23 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { cells: 500, starts: 3, invalid: 0.1, rejected: 0.3 }
+        Self { cells: 500, seconds: 8 * 3600, starts: 3, invalid: 0.1, rejected: 0.3 }
     }
+}
+
+/// What was seen of a model on probation since it was asked for last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Cells that it has judged.
+    pub cells: u64,
+    /// Those that were INVALID by its judgement.
+    pub invalid: u64,
+    /// Those that it rejected.
+    pub rejected: u64,
+    /// Seconds that have passed.
+    pub seconds: u64,
+    /// The line's good cells lie elsewhere than its fit.
+    pub drift: bool,
 }
 
 /// Cells after which shares say something.
@@ -198,6 +80,22 @@ pub enum UpdateError {
     /// The bundle is refused.
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    /// The connection broke; what has come is kept, and it can go on from there.
+    #[error("fetching the bundle: {source}; {have} bytes have come and are kept")]
+    Interrupted {
+        /// Bytes that have come.
+        have: u64,
+        /// What happened.
+        source: io::Error,
+    },
+    /// The update was called off before the model was in force.
+    #[error("version {version} was not put in force: {why}")]
+    Stopped {
+        /// The bundle's version.
+        version: u64,
+        /// Why.
+        why: String,
+    },
     /// The golden frames were not judged as they should.
     #[error("proving the model of version {version}: {why}; the model in force stays")]
     Proof {
@@ -223,6 +121,8 @@ pub(super) fn disk_error(what: &'static str) -> impl Fn(io::Error) -> UpdateErro
 pub struct Slots<D> {
     pub(super) disk: D,
     record: Record,
+    /// There is a model beside the slots to go back to.
+    factory: bool,
 }
 
 impl<D: Disk> Slots<D> {
@@ -238,9 +138,9 @@ impl<D: Disk> Slots<D> {
             ));
         }
         let phase = Phase::Good;
-        let record =
-            Record { keys, version: 0, clock: 0, active: None, slots: [None, None], phase, last: "set up".into() };
-        let mut slots = Self { disk, record: record.clone() };
+        let (slots, refused, last) = ([None, None], Vec::new(), "set up".into());
+        let record = Record { keys, version: 0, clock: 0, active: None, slots, phase, refused, last };
+        let mut slots = Self { disk, record: record.clone(), factory: false };
         slots.commit(record)?;
         Ok(slots)
     }
@@ -252,7 +152,7 @@ impl<D: Disk> Slots<D> {
     /// If there is no record, or it cannot be used, or the disk fails.
     pub fn open(disk: D) -> Result<Self, UpdateError> {
         let record = read_record(&disk)?;
-        let mut slots = Self { disk, record };
+        let mut slots = Self { disk, record, factory: false };
         if let Phase::Staging { to } | Phase::Staged { to } | Phase::Proved { to } = slots.record.phase {
             slots.empty(to, "an update was interrupted; install it again")?;
         }
@@ -265,6 +165,12 @@ impl<D: Disk> Slots<D> {
     /// As [`open`](Self::open).
     pub fn look(disk: &D) -> Result<Record, UpdateError> {
         read_record(disk)
+    }
+
+    /// Says that the station has a model beside the slots, to which it can go back while the other slot is empty.
+    #[must_use]
+    pub fn with_factory(self) -> Self {
+        Self { factory: true, ..self }
     }
 
     /// All that lasts.
@@ -283,18 +189,17 @@ impl<D: Disk> Slots<D> {
     /// probation that starts too often is taken back; one that is damaged, too.
     ///
     /// # Errors
-    /// If no slot holds a whole model. A disk that is full is no error.
+    /// If no slot holds a whole model: then only the one beside them is left, if there is one. A disk that is full is no
+    /// error.
     pub fn start(&mut self, limits: &Limits) -> Result<(Slot, Fitted), UpdateError> {
-        if let Phase::Probation { starts, cells, invalid, rejected } = self.record.phase {
+        if let Phase::Probation { starts, cells, invalid, rejected, seconds } = self.record.phase {
             let starts = starts.saturating_add(1);
-            if starts > limits.starts
-                && let Some((slot, fitted)) = self.way_back()
-            {
-                let fitted = fitted.clone();
+            if starts > limits.starts && self.can_go_back() {
+                let back = self.way_back().map(|(slot, fitted)| (slot, fitted.clone()));
                 self.rollback_if_it_can_be_written("the station started too often with it");
-                return Ok((slot, fitted));
+                return back.ok_or(UpdateError::NoModel);
             }
-            let phase = Phase::Probation { starts, cells, invalid, rejected };
+            let phase = Phase::Probation { starts, cells, invalid, rejected, seconds };
             // The station starts even if its disk is full: a count that is lost is no reason to stop the line.
             if let Err(error) = self.commit(Record { phase, ..self.record.clone() }) {
                 log::error!("counting a start with a model on probation: {error}");
@@ -306,10 +211,17 @@ impl<D: Disk> Slots<D> {
             }
             log::error!("the model in slot {slot} is damaged");
         }
-        let (slot, fitted) = self.way_back().ok_or(UpdateError::NoModel)?;
-        let fitted = fitted.clone();
-        self.rollback_if_it_can_be_written("the model in force was damaged");
-        Ok((slot, fitted))
+        let back = self.way_back().map(|(slot, fitted)| (slot, fitted.clone()));
+        if self.record.active.is_some() && self.can_go_back() {
+            self.rollback_if_it_can_be_written("the model in force was damaged");
+        }
+        back.ok_or(UpdateError::NoModel)
+    }
+
+    /// Whether there is a model to go back to.
+    #[must_use]
+    pub fn can_go_back(&self) -> bool {
+        self.factory || self.way_back().is_some()
     }
 
     /// The other slot's model, if it is whole.
@@ -326,48 +238,60 @@ impl<D: Disk> Slots<D> {
         }
     }
 
-    /// Puts the model before this one in force again. It can be undone only by a bundle of a larger version.
+    /// Puts the model before this one in force again; where no slot holds one, that beside the slots. It can be undone only
+    /// by a bundle of a larger version.
     ///
     /// # Errors
     /// If there is none, or the disk fails.
     pub fn rollback(&mut self, why: &str) -> Result<(), UpdateError> {
-        let (slot, fitted) = self.way_back().ok_or(UpdateError::NotNow("there is no whole model to go back to"))?;
-        let last = format!("went back to version {}: {why}", fitted.version);
-        let mut record = Record { active: Some(slot), phase: Phase::Good, last, ..self.record.clone() };
-        record.slots[slot.other() as usize] = None;
+        const NONE: UpdateError = UpdateError::NotNow("there is no whole model to go back to");
+        let from = self.record.active.ok_or(NONE)?;
+        let back = self.way_back().map(|(slot, fitted)| (slot, fitted.version));
+        let mut record = Record { phase: Phase::Good, ..self.record.clone() };
+        match back {
+            Some((slot, version)) => {
+                record.active = Some(slot);
+                record.last = format!("went back to version {version}: {why}");
+            }
+            None if self.factory => {
+                record.active = None;
+                record.last = format!("went back to the model of the configuration: {why}");
+            }
+            None => return Err(NONE),
+        }
+        if let Some(gone) = record.slots[from as usize].take() {
+            record.refuse(gone.version, true, why);
+        }
         self.commit(record)
     }
 
-    /// Counts cells that the model on probation has judged, and takes it back or calls it good by the limits. Says
-    /// whether the model in force has changed. It writes to the disk once a call: call it once for many cells.
+    /// Counts what was seen of the model on probation, and takes it back or calls it good by the limits. Says whether the
+    /// model in force has changed. It writes to the disk once a call: call it once for many cells.
     ///
     /// # Errors
     /// If the disk fails.
-    pub fn watch(
-        &mut self,
-        judged: u64,
-        were_invalid: u64,
-        were_rejected: u64,
-        limits: &Limits,
-    ) -> Result<bool, UpdateError> {
-        let Phase::Probation { cells, invalid, rejected, starts } = self.record.phase else {
+    pub fn watch(&mut self, seen: &Seen, limits: &Limits) -> Result<bool, UpdateError> {
+        let Phase::Probation { cells, invalid, rejected, starts, seconds } = self.record.phase else {
             return Ok(false);
         };
-        let cells = cells.saturating_add(judged);
-        let (invalid, rejected) = (invalid.saturating_add(were_invalid), rejected.saturating_add(were_rejected));
+        let cells = cells.saturating_add(seen.cells);
+        let (invalid, rejected) = (invalid.saturating_add(seen.invalid), rejected.saturating_add(seen.rejected));
+        let seconds = seconds.saturating_add(seen.seconds);
         let share = |part: u64| if cells < FEW { 0.0 } else { part as f64 / cells as f64 };
         let why = if share(invalid) > limits.invalid {
-            Some("too many cells were INVALID")
+            Some(format!("too many cells were INVALID, {invalid} of {cells}"))
         } else if share(rejected) > limits.rejected {
-            Some("too many cells were rejected")
+            Some(format!("too many cells were rejected, {rejected} of {cells}"))
         } else {
-            None
+            seen.drift.then(|| format!("after {cells} cells the good ones lie elsewhere than its fit"))
         };
         match why {
-            Some(why) if self.way_back().is_some() => self.rollback(why).map(|()| true),
-            None if cells >= limits.cells => self.confirm().map(|()| false),
+            Some(why) if self.can_go_back() => self.rollback(&why).map(|()| true),
+            None if cells >= limits.cells || cells >= FEW && seconds >= limits.seconds => {
+                self.confirm().map(|()| false)
+            }
             _ => {
-                let phase = Phase::Probation { cells, invalid, rejected, starts };
+                let phase = Phase::Probation { cells, invalid, rejected, starts, seconds };
                 self.commit(Record { phase, ..self.record.clone() }).map(|()| false)
             }
         }
@@ -394,7 +318,7 @@ impl<D: Disk> Slots<D> {
             return Err(UpdateError::NotNow("no proven model waits to be put in force"));
         };
         let version = self.record.slot(to).ok_or(UpdateError::NoModel)?.version;
-        let phase = Phase::Probation { cells: 0, invalid: 0, rejected: 0, starts: 0 };
+        let phase = Phase::Probation { cells: 0, invalid: 0, rejected: 0, starts: 0, seconds: 0 };
         let last = format!("version {version} is in force, on probation");
         let version = version.max(self.record.version);
         self.commit(Record { active: Some(to), version, phase, last, ..self.record.clone() })
