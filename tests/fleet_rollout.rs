@@ -13,61 +13,31 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use broker::{Broker, Plc, wait_for};
+use cellgate::clock::Date;
 use cellgate::update::bundle::Targets;
 use cellgate::update::message::{Offer, Report, State, in_wave};
-use fleet::{Manner, Station, cellgate, command, write_bundle, write_keys};
+use fleet::{Manner, Station, command, refused, template, write_bundle, write_keys};
+use rumqttc::QoS;
 
 fn count() -> usize {
     std::env::var("CELLGATE_STATIONS").map_or(60, |text| text.parse().expect("CELLGATE_STATIONS must be a number"))
 }
 
-/// Stations that live on a thread until they are dropped.
-struct Fleet {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Fleet {
-    fn live(port: u16, stations: Vec<Station>) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let theirs = stop.clone();
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let lives: Vec<_> =
-                    stations.into_iter().map(|station| tokio::spawn(station.live(port, theirs.clone()))).collect();
-                for life in lives {
-                    life.await.unwrap();
-                }
-            });
-        });
-        Self { stop, thread: Some(thread) }
-    }
-}
-
-impl Drop for Fleet {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let ended = self.thread.take().unwrap().join();
-        assert!(std::thread::panicking() || ended.is_ok(), "a station failed");
-    }
-}
-
-/// Sees every offer and report, and writes down what must never be.
+/// Sees every offer and report.
 #[derive(Default)]
 struct Seen {
     offers: Vec<Offer>,
     reports: BTreeMap<String, Report>,
-    /// Stations that were ever seen with each version in force.
-    had: BTreeMap<u64, BTreeSet<String>>,
-    wrong: Vec<String>,
+    /// When a station was first seen to work on version 2, by its clock, which is ours.
+    began: BTreeMap<String, Date>,
+    /// Stations that ever judged with version 2.
+    had: BTreeSet<String>,
 }
 
 struct Observer {
@@ -89,8 +59,8 @@ impl Observer {
                     if words[1] == "fleet" {
                         seen.offers.extend(Offer::decode(&message.payload).ok());
                     } else {
-                        let report = Report::decode(&message.payload).unwrap();
-                        seen.take(words[1], words[2], report);
+                        let report = Report::decode(&message.payload).expect("reports are what they should be");
+                        seen.take(format!("{}/{}", words[1], words[2]), report);
                     }
                 }
             });
@@ -102,49 +72,59 @@ impl Observer {
         let seen = self.seen.lock().unwrap();
         seen.reports.iter().filter(|(_, report)| holds(report)).map(|(name, _)| name.clone()).collect()
     }
+
+    /// Asserts that no station worked on version 2 before an offer had reached it.
+    fn assert_waves(&self) {
+        let seen = self.seen.lock().unwrap();
+        for (name, began) in &seen.began {
+            let (line, station) = name.split_once('/').unwrap();
+            let reaches = |offer: &Offer| offer.issued <= *began && !offer.halted && in_wave(line, station, offer);
+            assert!(seen.offers.iter().any(reaches), "{name} began at {began}, before {:?}", seen.offers);
+        }
+    }
 }
 
 impl Seen {
-    fn take(&mut self, line: &str, station: &str, report: Report) {
-        let name = format!("{line}/{station}");
-        if report.number == 0 || report.model.is_empty() {
-            self.wrong.push(format!("{name} has no model"));
+    fn take(&mut self, name: String, report: Report) {
+        let works = !matches!(report.state, State::Good | State::Waiting | State::Refused);
+        if report.number == 2 || report.offered == Some(2) && works {
+            self.began.entry(name.clone()).or_insert(report.time);
         }
-        // Whoever works on an offer must have been reached by one of its waves. The report may be here before the offer that
-        // led to it, so it is held to the offer at the end.
-        if !matches!(report.state, State::Waiting) {
-            for number in [Some(report.number), report.offered].into_iter().flatten() {
-                self.had.entry(number).or_default().insert(name.clone());
-            }
+        if report.number == 2 {
+            self.had.insert(name.clone());
         }
         self.reports.insert(name, report);
     }
 }
 
-fn names(stations: &[Station], manners: &[Manner]) -> BTreeSet<String> {
-    let of = |station: &&Station| manners.contains(&station.manner);
-    stations.iter().filter(of).map(|station| format!("{}/{}", station.line, station.name)).collect()
+fn names<'a>(stations: impl IntoIterator<Item = &'a Station>, manners: &[Manner]) -> BTreeSet<String> {
+    stations.into_iter().filter(|station| manners.contains(&station.manner)).map(Station::id).collect()
 }
 
-/// So many stations, one in twenty of which misbehaves in each way.
-fn stations(count: usize) -> Vec<Station> {
+/// So many stations of four lines with version 1 in force.
+fn stations(folder: &Path, keys: &Path, count: usize, manner: impl Fn(usize) -> Manner) -> Vec<Station> {
+    let template = template(folder, keys);
     (0..count)
-        .map(|i| {
-            let manner = match i % 20 {
-                3 => Manner::Refuses,
-                7 => Manner::GoesBack,
-                11 | 13 => Manner::Slow,
-                _ => Manner::Healthy,
-            };
-            Station::new(&format!("l{}", i % 4), &format!("el-{i:03}"), "all", manner)
-        })
+        .map(|i| Station::new(folder, &template, &format!("l{}", i % 4), &format!("el-{i:03}"), manner(i)))
         .collect()
+}
+
+/// Switches them on; their delivery of verdicts would say so.
+fn switch_on(port: u16, stations: &mut [Station]) {
+    let plc = Plc::listen(port, &format!("none/{}", stations[0].id()));
+    for station in stations {
+        let topic = format!("cellgate/{}/status", station.id());
+        plc.client.publish(topic, QoS::AtLeastOnce, true, "{\"state\":\"online\",\"camera\":\"up\"}").unwrap();
+        station.start(port, "all");
+    }
 }
 
 /// A rollout that runs, and what it says.
 struct Running {
     child: Child,
     lines: Receiver<String>,
+    /// Its largest memory in kB, as of the last line.
+    memory: u64,
 }
 
 fn rollout(port: u16, bundle: &Path, keys: &Path, more: &str) -> Running {
@@ -153,16 +133,17 @@ fn rollout(port: u16, bundle: &Path, keys: &Path, more: &str) -> Running {
     let (sender, lines) = channel();
     let out = BufReader::new(child.stdout.take().unwrap()).lines();
     std::thread::spawn(move || out.map_while(Result::ok).for_each(|line| _ = sender.send(line)));
-    Running { child, lines }
+    Running { child, lines, memory: 0 }
 }
 
 impl Running {
     /// Until a line holds it; gives the line.
-    fn until(&self, part: &str) -> String {
+    fn until(&mut self, part: &str) -> String {
         let mut said = String::new();
-        let end = Instant::now() + Duration::from_secs(120);
+        let end = Instant::now() + Duration::from_secs(240);
         while let Ok(line) = self.lines.recv_timeout(end.saturating_duration_since(Instant::now())) {
             println!("{line}");
+            self.memory = self.memory.max(peak_kb(self.child.id()));
             if line.contains(part) {
                 return line;
             }
@@ -182,70 +163,74 @@ fn peak_kb(id: u32) -> u64 {
 #[test]
 fn every_healthy_station_ends_on_the_new_model_and_none_takes_it_outside_its_wave() {
     let Some(mut broker) = Broker::start() else { return common::skip("fleet rollout", "apt: mosquitto") };
-    let (port, start, count) = (broker.port, Instant::now(), count());
+    let (port, count) = (broker.port, count());
     let folder = tempfile::tempdir().unwrap();
-    let (keys, bundle) = (write_keys(folder.path()), write_bundle(folder.path(), 2, 200_000, Targets::default()));
-    let mut fleet = stations(count);
-    let (healthy, refuse, back) = (
-        names(&fleet, &[Manner::Healthy, Manner::Slow]),
-        names(&fleet, &[Manner::Refuses]),
-        names(&fleet, &[Manner::GoesBack]),
-    );
+    let keys = write_keys(folder.path());
+    // One of twenty misbehaves in each way.
+    let mut fleet = stations(folder.path(), &keys, count, |i| match i % 20 {
+        3 => Manner::Refuses,
+        7 => Manner::GoesBack,
+        11 | 13 => Manner::Slow,
+        _ => Manner::Healthy,
+    });
+    let bundle = write_bundle(folder.path(), 2, 200_000, Targets::default());
     // Two are switched off and come when all is over.
-    let absent = fleet.split_off(count - 2);
-    let absent_names = names(&absent, &[Manner::Healthy, Manner::Slow, Manner::Refuses, Manner::GoesBack]);
+    let mut absent = fleet.split_off(count - 2);
+    let healthy = names(&fleet, &[Manner::Healthy, Manner::Slow]);
+    let (refuse, back) = (names(&fleet, &[Manner::Refuses]), names(&fleet, &[Manner::GoesBack]));
     let observer = Observer::watch(port);
-    let lives = Fleet::live(port, fleet);
-    wait_for("all stations", || observer.all(|_| true).len() == count - 2);
+    switch_on(port, &mut fleet);
+    wait_for("all stations", || observer.all(|report| report.number == 1).len() == count - 2);
 
-    let more = "--waves 10,50,100 --soak 0.02 --patience 5 --max-failures 20%";
-    let mut first = rollout(port, &bundle, &keys, more);
+    let start = Instant::now();
+    let may_fail = refuse.len() + back.len();
+    let more = format!("--waves 10,50,100 --soak 0.02 --patience 10 --max-failures {may_fail}");
+    let mut first = rollout(port, &bundle, &keys, &more);
     first.until("50 %:");
-    // Whoever rolls out is killed, and the broker is started again, in the midst of a wave.
+    // In the midst of a wave: whoever rolls out is killed, the broker is started again, stations too.
     first.child.kill().unwrap();
     first.child.wait().unwrap();
     broker.halt();
-    std::thread::sleep(Duration::from_millis(300));
+    fleet[..5].iter_mut().for_each(|station| station.start(port, "all"));
     broker.resume();
-    let mut second = rollout(port, &bundle, &keys, more);
-    let line = second.until("100 %:");
-    assert!(line.contains("stations:"), "{line}");
+    let mut second = rollout(port, &bundle, &keys, &more);
+    second.until("100 %:");
     // And once more while it runs.
     broker.halt();
     second.until("trying again");
     broker.resume();
     let done = second.until("done:");
-    let memory = peak_kb(second.child.id());
+    let memory = second.memory;
     assert!(second.child.wait().unwrap().success());
-    assert!(done.contains("stations have version 2"), "{done}");
+    assert!(done.contains(&format!("{} stations have version 2", healthy.len())), "{done}");
     let took = start.elapsed();
 
-    let there = |set: &BTreeSet<String>| set.difference(&absent_names).cloned().collect::<BTreeSet<_>>();
     wait_for("the last reports", || {
-        observer.all(|report| report.number == 2 && report.state == State::Good) == there(&healthy)
+        observer.all(|report| report.number == 2 && report.state == State::Good) == healthy
     });
-    assert_eq!(observer.all(|report| !report.refused.is_empty()), there(&refuse));
-    assert_eq!(observer.all(|report| report.rolled_back.is_some()), there(&back));
-    let one = &there(&refuse) | &there(&back);
-    assert_eq!(observer.all(|report| report.number == 1), one, "whoever failed has the old model");
+    assert_eq!(observer.all(|report| report.refused.iter().any(|refused| refused.number == 2)), refuse);
+    assert_eq!(observer.all(|report| report.rolled_back.is_some()), back);
+    assert_eq!(observer.all(|report| report.number == 1), &refuse | &back, "whoever failed has the old model");
     // Late, and without anybody rolling out: the offer is still there.
-    let late = Fleet::live(port, absent);
-    wait_for("the late ones", || observer.all(|report| report.number == 2) == healthy);
-
-    let seen = observer.seen.lock().unwrap();
-    assert_eq!(seen.wrong, Vec::<String>::new());
-    let percents: Vec<u8> = seen.offers.iter().map(|offer| offer.percent).collect();
+    switch_on(port, &mut absent);
+    let late = names(&absent, &[Manner::Healthy, Manner::Slow]);
+    wait_for("the late ones", || observer.all(|report| report.number == 2) == &healthy | &late);
+    observer.assert_waves();
+    let percents: Vec<u8> = observer.seen.lock().unwrap().offers.iter().map(|offer| offer.percent).collect();
     assert!(percents.is_sorted() && percents.starts_with(&[10]) && percents.ends_with(&[100]), "{percents:?}");
-    drop(seen);
     println!(
-        "{count} stations: {:.1} s from the first connection to done, {} messages of offers and reports, {memory} kB for the \
-         rollout, {} kB for stations, broker's client and test, {} kB for the broker",
+        "{count} stations: {:.1} s from the offer to done, {} offers and reports; peak memory: {memory} kB for the \
+         rollout, {} kB for all agents and this test, {} kB for the broker since its last start",
         took.as_secs_f64(),
         observer.messages.load(Ordering::Relaxed),
         peak_kb(std::process::id()),
         broker.id().map_or(0, peak_kb),
     );
-    drop((lives, late));
+    for station in fleet.iter_mut().chain(&mut absent) {
+        station.stop();
+        let version = if healthy.contains(&station.id()) || late.contains(&station.id()) { 2 } else { 1 };
+        assert_eq!(station.in_force(), (version, true), "{}", station.id());
+    }
 }
 
 #[test]
@@ -253,33 +238,37 @@ fn a_bad_bundle_halts_in_the_first_wave_and_all_stations_are_back_on_the_old_mod
     let Some(broker) = Broker::start() else { return common::skip("fleet bad bundle", "apt: mosquitto") };
     let (port, count) = (broker.port, count());
     let folder = tempfile::tempdir().unwrap();
-    let (keys, bundle) = (write_keys(folder.path()), write_bundle(folder.path(), 2, 100_000, Targets::default()));
-    let fleet: Vec<Station> =
-        (0..count).map(|i| Station::new("l1", &format!("el-{i:03}"), "all", Manner::GoesBack)).collect();
+    let keys = write_keys(folder.path());
+    let mut fleet = stations(folder.path(), &keys, count, |_| Manner::GoesBack);
+    let bundle = write_bundle(folder.path(), 2, 100_000, Targets::default());
     let observer = Observer::watch(port);
-    let lives = Fleet::live(port, fleet);
-    wait_for("all stations", || observer.all(|_| true).len() == count);
-    let mut running = rollout(port, &bundle, &keys, "--waves 20,50,100 --soak 0.02 --patience 5");
-    running.until("failed");
+    switch_on(port, &mut fleet);
+    wait_for("all stations", || observer.all(|report| report.number == 1).len() == count);
+    let mut running = rollout(port, &bundle, &keys, "--waves 20,50,100 --soak 0.02 --patience 10");
+    running.until("failed: ");
     assert!(!running.child.wait().unwrap().success());
+    // Who was on probation when it halted is watched to the end.
+    let wave: BTreeSet<String> = {
+        let seen = observer.seen.lock().unwrap();
+        let last = seen.offers.last().unwrap();
+        assert!(last.percent == 20, "{last:?}");
+        let is_in = |station: &&Station| in_wave(&station.line, &station.name, last);
+        fleet.iter().filter(is_in).map(Station::id).collect()
+    };
     wait_for("all to be back", || {
-        observer.all(|report| report.number == 1 && report.state == State::Good).len() == count
+        let had = observer.seen.lock().unwrap().had.clone();
+        !had.is_empty() && observer.all(|report| report.number == 1 && report.rolled_back.is_some()) == had
     });
-    let seen = observer.seen.lock().unwrap();
-    let last = seen.offers.last().unwrap();
-    assert!(last.halted && last.percent == 20, "{last:?}");
-    let wave: BTreeSet<String> =
-        (0..count).filter(|i| in_wave("l1", &format!("el-{i:03}"), last)).map(|i| format!("l1/el-{i:03}")).collect();
-    let had = &seen.had[&2];
-    assert!(had.is_subset(&wave) && !had.is_empty(), "{had:?} of {wave:?}");
-    assert_eq!(seen.wrong, Vec::<String>::new());
-    drop(seen);
+    let had = observer.seen.lock().unwrap().had.clone();
+    assert!(had.is_subset(&wave), "{had:?} of {wave:?}");
+    assert_eq!(observer.all(|report| report.number == 1).len(), count);
+    observer.assert_waves();
     // It does not go on by itself, nor by the same command.
     let words =
         format!("fleet rollout {} --keys {} --group all --chunks --waves 20,50,100", bundle.display(), keys.display());
-    let again = cellgate(port, &words);
-    assert!(!again.status.success());
-    let error = String::from_utf8_lossy(&again.stderr);
-    assert!(error.contains("was halted at 20 %") && error.contains("--resume"), "{error}");
-    drop(lives);
+    refused(port, &words, "was halted at 20 %");
+    for station in &mut fleet {
+        station.stop();
+        assert_eq!(station.in_force(), (1, true), "{}", station.id());
+    }
 }

@@ -3,20 +3,23 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cellgate::clock::Date;
+use cellgate::outbox::mqtt::MqttConfig;
+use cellgate::update::agent::{Agent, AgentParts, Host, ProbationConfig, ShadowConfig, UpdateConfig};
 use cellgate::update::bundle::{
-    Hash, KeySet, Layout, Manifest, SecretKey, Software, Targets, assemble, pack_model, pack_whole,
+    self, Hash, KeySet, Layout, Manifest, SecretKey, Software, Targets, assemble, pack_model, pack_whole,
 };
-use cellgate::update::message::{Offer, Refused, Report, State, chunk_topic, in_wave, offer_topic, report_topic};
-use rumqttc::{AsyncClient, Event, LastWill, MqttOptions, Packet, Publish, QoS};
-use tokio::sync::mpsc::{Receiver, channel};
+use cellgate::update::disk::Folder;
+use cellgate::update::install::NotProven;
+use cellgate::update::message::Shadow;
+use cellgate::update::slots::{Seen, Slots};
+
+const BACKBONE: [u8; 32] = [7; 32];
 
 /// Bytes that look like nothing else, the same for the same number.
-pub fn model(number: u64, bytes: usize) -> Vec<u8> {
+pub fn contents(number: u64, bytes: usize) -> Vec<u8> {
     let mut model = vec![0; bytes];
     blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut model);
     model
@@ -34,13 +37,13 @@ pub fn write_keys(folder: &Path) -> PathBuf {
 
 /// Writes a signed bundle of a model of so many bytes that do not pack.
 pub fn write_bundle(folder: &Path, number: u64, bytes: usize, targets: Targets) -> PathBuf {
-    let model = model(number, bytes);
+    let model = contents(number, bytes);
     let parts = vec![pack_model(Layout { bytes: &model, sections: &[] }, None), pack_whole("golden", b"golden")];
     let created = Date::now().as_millis();
     let manifest = Manifest {
         product: "cellgate".into(),
         version: number,
-        backbone: [7; 32],
+        backbone: BACKBONE,
         targets: Targets { minimum_software: Software([0, 0, 1]), ..targets },
         created,
         expires: created + 86_400_000,
@@ -80,7 +83,7 @@ pub fn refused(port: u16, words: &str, said: &str) {
     assert!(!output.status.success() && err.contains(said), "{words}: {err}");
 }
 
-/// How a station takes a new model.
+/// How a station takes the model of version 2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {
     /// As it should.
@@ -93,131 +96,138 @@ pub enum Manner {
     GoesBack,
 }
 
-/// A station without a camera.
+/// A station without a camera: the real agent on a state folder of its own, and a judge that judges nothing.
 pub struct Station {
     pub line: String,
     pub name: String,
-    pub groups: Vec<String>,
     pub manner: Manner,
-    report: Report,
+    folder: PathBuf,
+    agent: Option<Agent>,
 }
 
 impl Station {
-    pub fn new(line: &str, name: &str, group: &str, manner: Manner) -> Self {
-        let report = Report {
-            state: State::Good,
-            number: 1,
-            model: Hash::of(&model(1, 100)).to_string(),
-            file: Some(Hash::of(&model(1, 100))),
+    /// One with version 1 in force, as `template` has it, that is switched off.
+    pub fn new(folder: &Path, template: &Path, line: &str, name: &str, manner: Manner) -> Self {
+        let folder = folder.join(format!("{line}-{name}"));
+        std::fs::create_dir(&folder).unwrap();
+        for file in std::fs::read_dir(template).unwrap().map(Result::unwrap) {
+            std::fs::copy(file.path(), folder.join(file.file_name())).unwrap();
+        }
+        Self { line: line.into(), name: name.into(), manner, folder, agent: None }
+    }
+
+    /// As others know it.
+    pub fn id(&self) -> String {
+        format!("{}/{}", self.line, self.name)
+    }
+
+    /// Switches it on, after it was switched off if it was on.
+    pub fn start(&mut self, port: u16, group: &str) {
+        self.stop();
+        let config = UpdateConfig {
+            state: self.folder.clone(),
             groups: vec![group.into()],
-            offered: None,
-            bundle: None,
-            progress: None,
-            shadow: None,
-            refused: vec![],
-            rolled_back: None,
-            last: "started".into(),
-            software: "0.1.0".into(),
-            time: Date::now(),
+            bandwidth_kb_s: 0,
+            spread_s: 0,
+            retry_max_s: 1,
+            shadow: ShadowConfig { frames: 0, ..ShadowConfig::default() },
+            probation: ProbationConfig { cells: 100, ..ProbationConfig::default() },
+            ..UpdateConfig::default()
         };
-        Self { line: line.into(), name: name.into(), groups: vec![group.into()], manner, report }
+        let mqtt = MqttConfig {
+            host: "127.0.0.1".into(),
+            port,
+            line: self.line.clone(),
+            station: self.name.clone(),
+            retry_max_s: 1,
+            ..MqttConfig::default()
+        };
+        let mut slots = Slots::open(Folder::new(&self.folder).unwrap()).unwrap();
+        let (_, fitted) = slots.start(&config.probation.limits()).unwrap();
+        let host = Judge { manner: self.manner, model: fitted.hash, candidate: None };
+        let station = station(&self.line, &self.name, group);
+        self.agent = Some(Agent::start(AgentParts { config, mqtt, slots, station, host: Box::new(host) }).unwrap());
     }
 
-    /// Lives through lost connections until it is told to stop.
-    pub async fn live(mut self, port: u16, stop: Arc<AtomicBool>) {
-        while !stop.load(Ordering::Relaxed) {
-            self.connection(port, &stop).await;
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+    pub fn stop(&mut self) {
+        self.agent = None;
     }
 
-    /// One connection; none is back when it is lost.
-    async fn connection(&mut self, port: u16, stop: &AtomicBool) -> Option<()> {
-        let id = format!("{}-{}", self.line, self.name);
-        let status = format!("cellgate/{}/{}/status", self.line, self.name);
-        let mut options = MqttOptions::new(id, "127.0.0.1", port);
-        options.set_max_packet_size(1 << 20, 1 << 20).set_inflight(8);
-        options.set_last_will(LastWill::new(&status, "{\"state\":\"offline\"}", QoS::AtLeastOnce, true));
-        let (client, mut events) = AsyncClient::new(options, 16);
-        let (sender, mut heard) = channel(16);
-        // Ends with its receiver.
-        tokio::spawn(async move {
-            while let Ok(event) = events.poll().await {
-                if let Event::Incoming(Packet::Publish(message)) = event
-                    && sender.send(message).await.is_err()
-                {
-                    return;
-                }
-                if sender.is_closed() {
-                    return;
-                }
-            }
-        });
-        client.publish(&status, QoS::AtLeastOnce, true, "{\"state\":\"online\",\"camera\":\"up\"}").await.ok()?;
-        self.tell(&client, State::Good).await?;
-        client.subscribe(offer_topic(&self.groups[0]), QoS::AtLeastOnce).await.ok()?;
-        let mut offer: Option<Offer> = None;
-        while !stop.load(Ordering::Relaxed) {
-            match tokio::time::timeout(Duration::from_millis(200), heard.recv()).await {
-                Ok(Some(message)) => offer = Offer::decode(&message.payload).ok(),
-                Ok(None) => return None,
-                Err(_) => {}
-            }
-            if let Some(offer) = offer.clone().filter(|offer| self.wants(offer)) {
-                self.take(&client, &mut heard, &offer).await?;
-            }
-        }
-        None
+    /// The version in force by its record, and whether that slot's file is whole; it must be switched off.
+    pub fn in_force(&self) -> (u64, bool) {
+        let mut slots = Slots::open(Folder::new(&self.folder).unwrap()).unwrap();
+        let known = slots.record().in_force().map(|(_, fitted)| fitted.hash);
+        let (_, started) = slots.start(&ProbationConfig::default().limits()).unwrap();
+        (started.version, Some(started.hash) == known)
+    }
+}
+
+fn station(line: &str, name: &str, group: &str) -> bundle::Station {
+    let groups = vec![group.to_owned()];
+    bundle::Station { line: line.into(), station: name.into(), groups, software: Software::own(), backbone: BACKBONE }
+}
+
+/// Makes a state folder that has version 1 in force.
+pub fn template(folder: &Path, keys: &Path) -> PathBuf {
+    let state = folder.join("template");
+    let (keys, _) = KeySet::trust(&mut std::fs::File::open(keys).unwrap()).unwrap();
+    let mut slots = Slots::set_up(Folder::new(&state).unwrap(), keys).unwrap();
+    let bundle = write_bundle(folder, 1, 2000, Targets::default());
+    let now = Date::now().as_millis();
+    let mut file = std::fs::File::open(bundle).unwrap();
+    slots.install(&mut file, &station("l", "template", "g"), now, |_, _| Ok(())).unwrap();
+    slots.activate().unwrap();
+    slots.confirm().unwrap();
+    state
+}
+
+/// What stands in for camera, engine and judge.
+struct Judge {
+    manner: Manner,
+    model: Hash,
+    candidate: Option<Hash>,
+}
+
+impl Judge {
+    fn is_new(model: Hash) -> bool {
+        model != Hash::of(&contents(1, 2000))
+    }
+}
+
+fn hash_of(path: &Path) -> Result<Hash, String> {
+    std::fs::read(path).map(|bytes| Hash::of(&bytes)).map_err(|error| error.to_string())
+}
+
+impl Host for Judge {
+    fn model(&self) -> String {
+        self.model.to_string()
     }
 
-    fn wants(&self, offer: &Offer) -> bool {
-        let refused = self.report.refused.iter().chain(&self.report.rolled_back);
-        !offer.halted
-            && offer.number > self.report.number
-            && refused.into_iter().all(|refused| refused.number != offer.number)
-            && in_wave(&self.line, &self.name, offer)
-    }
-
-    async fn tell(&mut self, client: &AsyncClient, state: State) -> Option<()> {
-        (self.report.state, self.report.time) = (state, Date::now());
-        let topic = report_topic(&self.line, &self.name);
-        client.publish(topic, QoS::AtLeastOnce, true, self.report.encode()).await.ok()
-    }
-
-    /// Takes what is offered; with a lost connection it begins again.
-    async fn take(&mut self, client: &AsyncClient, heard: &mut Receiver<Publish>, offer: &Offer) -> Option<()> {
-        let pause = Duration::from_millis(if self.manner == Manner::Slow { 1000 } else { 50 });
-        (self.report.offered, self.report.bundle) = (Some(offer.number), Some(offer.bundle));
-        self.tell(client, State::Download).await?;
-        let mut hash = blake3::Hasher::new();
-        for index in 0..offer.chunk_count() {
-            let topic = chunk_topic(&self.groups[0], &offer.bundle, index);
-            client.subscribe(&topic, QoS::AtLeastOnce).await.ok()?;
-            loop {
-                let message = tokio::time::timeout(Duration::from_secs(20), heard.recv()).await.ok()??;
-                if message.topic == topic {
-                    hash.update(&message.payload);
-                    break;
-                }
-            }
-            client.unsubscribe(&topic).await.ok()?;
-            tokio::time::sleep(pause).await;
-        }
-        assert_eq!(*hash.finalize().as_bytes(), offer.bundle.0, "the chunks are the bundle");
-        self.tell(client, State::Prove).await?;
-        tokio::time::sleep(pause).await;
-        let refused = |why: &str| Refused { number: offer.number, why: why.into() };
+    fn prove(&mut self, model: &Path, _: &Path) -> Result<(), NotProven> {
+        std::thread::sleep(Duration::from_millis(if self.manner == Manner::Slow { 3000 } else { 0 }));
         if self.manner == Manner::Refuses {
-            self.report.refused.push(refused("the golden frame `c1` was judged A"));
-            return self.tell(client, State::Refused).await;
+            return Err("the golden frame `c1` was judged A".into());
         }
-        let before = std::mem::replace(&mut self.report.number, offer.number);
-        self.tell(client, State::Probation).await?;
-        tokio::time::sleep(2 * pause).await;
-        if self.manner == Manner::GoesBack {
-            self.report.number = before;
-            self.report.rolled_back = Some(refused("too many cells were rejected"));
-        }
-        self.tell(client, State::Good).await
+        self.candidate = Some(hash_of(model)?);
+        Ok(())
+    }
+
+    fn shadow(&mut self, _: &mut dyn FnMut(Shadow) -> Option<&'static str>) -> Result<(), NotProven> {
+        Ok(())
+    }
+
+    fn activate(&mut self) -> Result<(), String> {
+        self.model = self.candidate.take().ok_or("nothing was proven")?;
+        Ok(())
+    }
+
+    fn go_back(&mut self, model: Option<&Path>) -> Result<(), String> {
+        self.model = hash_of(model.ok_or("there is no model to go back to")?)?;
+        Ok(())
+    }
+
+    fn seen(&mut self) -> Seen {
+        let bad = self.manner == Manner::GoesBack && Self::is_new(self.model);
+        Seen { cells: 60, rejected: if bad { 60 } else { 1 }, ..Seen::default() }
     }
 }

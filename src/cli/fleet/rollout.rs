@@ -22,6 +22,8 @@ use crate::update::message::Offer;
 
 /// How often the reports are looked at.
 const TICK: Duration = Duration::from_millis(250);
+/// How often it is said how many stations of a wave are good.
+const NEWS: Duration = Duration::from_secs(5);
 
 /// Offer a bundle to a group in waves: the next begins when the stations of this one are good, and none does when too many
 /// of them refuse it or go back.
@@ -145,8 +147,8 @@ struct Rollout<'a> {
     bundle: Checked,
     offer: Offer,
     watch: Watch,
-    /// What was said last.
-    said: Option<(u8, Tally, Option<Wait>)>,
+    /// What was said last, and when.
+    said: Option<(Moment, u8, Tally, Wait)>,
 }
 
 impl Rollout<'_> {
@@ -225,26 +227,17 @@ impl Rollout<'_> {
     fn step(&mut self, view: &View) -> Result<ControlFlow<()>, End> {
         let tally: Tally = self.fates(view).map(|(_, fate)| fate).collect();
         let step = self.watch.look(&self.course, &tally, Moment::now());
-        let wait = if let Step::Hold(wait) = &step { Some(*wait) } else { None };
-        let said = Some((self.offer.percent, tally, wait));
-        if self.said != said {
-            self.said = said;
-            let Tally { good, working, failed, away } = tally;
-            let why = match wait {
-                Some(Wait::Soak) => ", soaking",
-                Some(Wait::NobodyThere) => ", nobody of this wave is there",
-                _ => "",
-            };
-            let counts = format!("{good} good, {working} on the way, {failed} failed, {away} offline{why}");
-            self.say("wave", &format!("{} %: {} stations: {counts}", self.offer.percent, tally.all()));
-        }
         match step {
-            Step::Hold(_) => Ok(ControlFlow::Continue(())),
+            Step::Hold(wait) => {
+                self.say_tally(tally, wait);
+                Ok(ControlFlow::Continue(()))
+            }
             Step::Raise(percent) => {
                 let offer = Offer { percent, issued: Date::now(), ..self.offer.clone() };
                 publish::set_offer(&self.mqtt, &self.args.bundle.group, &offer)?;
                 self.watch.raised(percent, Moment::now());
                 self.offer = offer;
+                self.say("raised", &format!("offered to {percent} %"));
                 Ok(ControlFlow::Continue(()))
             }
             Step::Halt(why) => {
@@ -262,6 +255,27 @@ impl Rollout<'_> {
                 Ok(ControlFlow::Break(()))
             }
         }
+    }
+
+    /// Says how far the wave is: at once what matters, the rest now and then.
+    fn say_tally(&mut self, tally: Tally, wait: Wait) {
+        let (now, percent) = (Moment::now(), self.offer.percent);
+        let is_news = self.said.is_none_or(|(at, before, said, waited)| {
+            let matters = (before, said.failed, said.away, waited) != (percent, tally.failed, tally.away, wait);
+            matters || said != tally && now.since(at) >= NEWS
+        });
+        if !is_news {
+            return;
+        }
+        self.said = Some((now, percent, tally, wait));
+        let Tally { good, working, failed, away } = tally;
+        let why = match wait {
+            Wait::Soak => ", soaking",
+            Wait::NobodyThere => ", nobody of this wave is there",
+            Wait::Working => "",
+        };
+        let counts = format!("{good} good, {working} on the way, {failed} failed, {away} offline{why}");
+        self.say("wave", &format!("{percent} %: {} stations: {counts}", tally.all()));
     }
 
     /// Says which stations it failed at, and why.
