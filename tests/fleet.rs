@@ -101,7 +101,7 @@ fn an_offer_is_checked_shown_sent_halted_and_withdrawn_with_its_chunks() {
     // What lies there of another offer that was never finished.
     keep(&plc, "cellgate/fleet/pilot/bundle/0123/99", "x");
     let said = done(broker.port, &offer("--chunks --percent 50"));
-    assert!(said.contains("4 chunks are at the broker"), "{said}");
+    assert!(said.contains("0.200 MB, 50 %, chunks"), "{said}");
     let heard = Plc::listen(broker.port, "cellgate/fleet/pilot/#");
     let messages: Vec<_> = (0..6).map(|_| heard.next()).collect();
     assert!(messages.iter().all(|message| message.retain && message.payload.len() <= 1 << 16));

@@ -1,12 +1,14 @@
 //! How far an offer goes: waves that follow each other as their stations become good, and stop when they do not.
 //!
-//! The decision is a function of what the broker keeps and of time; [`Watch`] holds the two times that it needs. A rollout
-//! that is killed begins again from the retained offer: its soak then begins anew, and nothing else is lost.
+//! The decision is a function of what the broker keeps and of time; [`Watch`] measures the times. A rollout that is killed
+//! begins again from the retained offer: its soak then begins anew, and nothing else is lost.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::view::Name;
 use crate::clock::Moment;
 
 /// How many stations may fail before the rollout halts.
@@ -104,7 +106,8 @@ pub struct Course {
     pub waves: Waves,
     /// How long all stations of a wave must have been good before the next wave begins.
     pub soak: Duration,
-    /// How long a station of a wave may take until it is good; one that takes longer has failed.
+    /// How long a station may take until it is good, from when the offer reached it or it came back; one that takes longer
+    /// has failed.
     pub patience: Duration,
     /// How many stations may fail.
     pub limit: Limit,
@@ -130,6 +133,8 @@ pub struct Tally {
     pub good: usize,
     /// On the way.
     pub working: usize,
+    /// On the way for too long.
+    pub silent: usize,
     /// Refused or taken back.
     pub failed: usize,
     /// Offline before they began.
@@ -137,28 +142,10 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Counts.
-    pub fn count(&mut self, fate: Fate) {
-        *match fate {
-            Fate::Good => &mut self.good,
-            Fate::Working => &mut self.working,
-            Fate::Failed => &mut self.failed,
-            Fate::Away => &mut self.away,
-        } += 1;
-    }
-
     /// All of them.
     #[must_use]
     pub fn all(&self) -> usize {
-        self.good + self.working + self.failed + self.away
-    }
-}
-
-impl FromIterator<Fate> for Tally {
-    fn from_iter<I: IntoIterator<Item = Fate>>(fates: I) -> Self {
-        let mut tally = Self::default();
-        fates.into_iter().for_each(|fate| tally.count(fate));
-        tally
+        self.good + self.working + self.silent + self.failed + self.away
     }
 }
 
@@ -186,20 +173,19 @@ pub enum Step {
     Done,
 }
 
-/// Decides what to do with an offer that has reached `percent`, by the fates of the stations it has reached; `offered` is
-/// the time since it reached them, `settled` the time since none of them is on the way.
+/// Decides what to do with an offer that has reached `percent`, by the fates of the stations it has reached; `settled` is
+/// the time since none of them is on the way.
 #[must_use]
-pub fn decide(course: &Course, percent: u8, tally: &Tally, offered: Duration, settled: Duration) -> Step {
-    let silent = if offered >= course.patience { tally.working } else { 0 };
-    if course.limit.is_passed(tally.failed + silent, tally.all()) {
+pub fn decide(course: &Course, percent: u8, tally: &Tally, settled: Duration) -> Step {
+    if course.limit.is_passed(tally.failed + tally.silent, tally.all()) {
         let mut why = format!("{} of {} stations refused it or went back", tally.failed, tally.all());
-        if silent > 0 {
+        if tally.silent > 0 {
             let minutes = course.patience.as_secs_f64() / 60.0;
-            why += &format!(", {silent} are not good after {minutes:.0} minutes");
+            why += &format!(", {} were not good within {minutes:.0} minutes", tally.silent);
         }
         return Step::Halt(format!("{why}; {} may", course.limit));
     }
-    if tally.working > silent {
+    if tally.working > 0 {
         return Step::Hold(Wait::Working);
     }
     // A wave of which nobody is there has proven nothing; one without members has nothing to prove.
@@ -213,11 +199,13 @@ pub fn decide(course: &Course, percent: u8, tally: &Tally, offered: Duration, se
     next.map_or(Step::Done, Step::Raise)
 }
 
-/// The times of a rollout, which one who looks at it measures.
-#[derive(Clone, Copy, Debug)]
+/// The times of a rollout, measured by looking at it.
+#[derive(Clone, Debug)]
 pub struct Watch {
     percent: u8,
     offered: Moment,
+    /// Since when stations are on the way; none before the first look, since when they began is not known then.
+    working: Option<BTreeMap<Name, Moment>>,
     settled: Option<Moment>,
 }
 
@@ -225,27 +213,46 @@ impl Watch {
     /// Begins with an offer that reached `percent` at `offered`.
     #[must_use]
     pub fn new(percent: u8, offered: Moment) -> Self {
-        Self { percent, offered, settled: None }
+        Self { percent, offered, working: None, settled: None }
     }
 
-    /// What is to be done now.
-    pub fn look(&mut self, course: &Course, tally: &Tally, now: Moment) -> Step {
-        let offered = now.since(self.offered);
-        let is_settled = tally.working == 0 || offered >= course.patience;
-        self.settled = is_settled.then(|| self.settled.unwrap_or(now));
+    /// What is to be done now, given all stations that the offer has reached.
+    pub fn look<'a>(
+        &mut self,
+        course: &Course,
+        fates: impl Iterator<Item = (&'a Name, Fate)>,
+        now: Moment,
+    ) -> (Tally, Step) {
+        let (mut tally, mut working) = (Tally::default(), BTreeMap::new());
+        for (name, fate) in fates {
+            match fate {
+                Fate::Good => tally.good += 1,
+                Fate::Failed => tally.failed += 1,
+                Fate::Away => tally.away += 1,
+                Fate::Working => {
+                    let known = self.working.as_ref().map(|before| before.get(name).copied().unwrap_or(now));
+                    let since = known.unwrap_or(self.offered);
+                    working.insert(name.clone(), since);
+                    *if now.since(since) < course.patience { &mut tally.working } else { &mut tally.silent } += 1;
+                }
+            }
+        }
+        self.working = Some(working);
+        self.settled = (tally.working == 0).then(|| self.settled.unwrap_or(now));
         let settled = self.settled.map_or(Duration::ZERO, |since| now.since(since));
-        decide(course, self.percent, tally, offered, settled)
+        (tally, decide(course, self.percent, &tally, settled))
     }
 
     /// Nothing could happen for so long.
     pub fn pause(&mut self, span: Duration) {
         self.offered = self.offered + span;
         self.settled = self.settled.map(|since| since + span);
+        self.working.iter_mut().flat_map(BTreeMap::values_mut).for_each(|since| *since = *since + span);
     }
 
-    /// The offer has been raised.
-    pub fn raised(&mut self, percent: u8, now: Moment) {
-        *self = Self::new(percent, now);
+    /// The offer reaches more stations, or fewer.
+    pub fn raised(&mut self, percent: u8) {
+        (self.percent, self.settled) = (percent, None);
     }
 }
 
@@ -264,83 +271,111 @@ mod tests {
         }
     }
 
-    fn tally(good: usize, working: usize, failed: usize, away: usize) -> Tally {
-        Tally { good, working, failed, away }
+    fn tally(good: usize, working: usize, silent: usize, failed: usize, away: usize) -> Tally {
+        Tally { good, working, silent, failed, away }
     }
 
     #[test]
     fn a_wave_follows_when_all_that_are_there_have_been_good_for_the_soak() {
         use Step::{Done, Hold, Raise};
-        let after = |minutes: u32| minutes * MINUTE;
-        for (percent, fates, offered, settled, expected) in [
-            (1, tally(0, 1, 0, 0), 1, 0, Hold(Wait::Working)),
-            (1, tally(1, 0, 0, 0), 2, 0, Hold(Wait::Soak)),
-            (1, tally(1, 0, 0, 0), 7, 5, Raise(10)),
+        for (percent, fates, settled, expected) in [
+            (1, tally(0, 1, 0, 0, 0), 0, Hold(Wait::Working)),
+            (1, tally(1, 0, 0, 0, 0), 4, Hold(Wait::Soak)),
+            (1, tally(1, 0, 0, 0, 0), 5, Raise(10)),
             // Offline stations are not waited for, unless nobody else is there.
-            (10, tally(9, 0, 0, 3), 9, 5, Raise(50)),
-            (10, tally(0, 0, 0, 3), 90, 90, Hold(Wait::NobodyThere)),
+            (10, tally(9, 0, 0, 0, 3), 5, Raise(50)),
+            (10, tally(0, 0, 0, 0, 3), 90, Hold(Wait::NobodyThere)),
             // Nothing to prove: nobody's hash lies in this wave.
-            (1, tally(0, 0, 0, 0), 0, 0, Raise(10)),
+            (1, tally(0, 0, 0, 0, 0), 0, Raise(10)),
             // An offer that was set by hand between two waves goes on with the next.
-            (25, tally(9, 0, 0, 0), 9, 5, Raise(50)),
+            (25, tally(9, 0, 0, 0, 0), 5, Raise(50)),
             // After the last wave nothing is to be waited for.
-            (100, tally(99, 0, 0, 1), 9, 0, Done),
-            (100, tally(99, 1, 0, 0), 9, 0, Hold(Wait::Working)),
+            (100, tally(99, 0, 0, 0, 1), 0, Done),
+            (100, tally(99, 1, 0, 0, 0), 0, Hold(Wait::Working)),
         ] {
-            let step = decide(&course(), percent, &fates, after(offered), after(settled));
-            assert_eq!(step, expected, "{percent} % {fates:?}");
+            assert_eq!(decide(&course(), percent, &fates, settled * MINUTE), expected, "{percent} % {fates:?}");
         }
     }
 
     #[test]
     fn failures_beyond_the_limit_halt_whatever_else_is_true() {
-        for (limit, percent, fates, minutes, halts) in [
-            ("0", 1, tally(0, 0, 1, 0), 1, true),
-            ("0", 100, tally(99, 0, 1, 0), 1, true),
-            ("0", 10, tally(5, 3, 1, 2), 1, true),
-            ("2", 10, tally(8, 0, 2, 0), 9, false),
-            ("2", 10, tally(7, 0, 3, 0), 9, true),
-            ("10%", 10, tally(18, 0, 2, 0), 9, false),
-            ("10%", 10, tally(17, 0, 3, 0), 9, true),
-            // Silence is failure.
-            ("0", 10, tally(8, 1, 0, 0), 59, false),
-            ("0", 10, tally(8, 1, 0, 0), 60, true),
-            ("1", 10, tally(7, 1, 1, 0), 60, true),
-            ("2", 10, tally(7, 1, 1, 0), 60, false),
-            // Being away is not.
-            ("0", 10, tally(1, 0, 0, 9), 600, false),
+        for (limit, percent, fates, halts) in [
+            ("0", 1, tally(0, 0, 0, 1, 0), true),
+            ("0", 100, tally(99, 0, 0, 1, 0), true),
+            ("0", 10, tally(5, 3, 0, 1, 2), true),
+            ("2", 10, tally(8, 0, 0, 2, 0), false),
+            ("2", 10, tally(7, 0, 0, 3, 0), true),
+            ("10%", 10, tally(18, 0, 0, 2, 0), false),
+            ("10%", 10, tally(17, 0, 0, 3, 0), true),
+            // Silence is failure, being away or on the way is not.
+            ("0", 10, tally(8, 0, 1, 0, 0), true),
+            ("1", 10, tally(7, 0, 1, 1, 0), true),
+            ("2", 10, tally(7, 0, 1, 1, 0), false),
+            ("0", 10, tally(1, 0, 0, 0, 9), false),
+            ("0", 10, tally(1, 9, 0, 0, 0), false),
         ] {
             let course = Course { limit: limit.parse().unwrap(), ..course() };
-            let step = decide(&course, percent, &fates, minutes * MINUTE, minutes * MINUTE);
+            let step = decide(&course, percent, &fates, 90 * MINUTE);
             assert_eq!(matches!(step, Step::Halt(_)), halts, "{limit} {fates:?}: {step:?}");
         }
-        let Step::Halt(why) = decide(&course(), 10, &tally(6, 2, 1, 0), 60 * MINUTE, MINUTE) else { panic!() };
-        assert_eq!(why, "1 of 9 stations refused it or went back, 2 are not good after 60 minutes; 0 may");
+        let Step::Halt(why) = decide(&course(), 10, &tally(6, 0, 2, 1, 0), MINUTE) else { panic!() };
+        assert_eq!(why, "1 of 9 stations refused it or went back, 2 were not good within 60 minutes; 0 may");
+    }
+
+    fn at(minutes: u32) -> Moment {
+        Moment::default() + minutes * MINUTE
+    }
+
+    /// Looks at stations that are named by their place.
+    fn look(watch: &mut Watch, course: &Course, fates: &[Fate], minutes: u32) -> Step {
+        let names: Vec<Name> = (0..fates.len()).map(|i| Name { line: "l".into(), station: format!("s{i}") }).collect();
+        watch.look(course, names.iter().zip(fates.iter().copied()), at(minutes)).1
+    }
+
+    #[test]
+    fn each_station_has_its_time_from_when_it_was_reached_or_came_back() {
+        use Fate::{Away, Good, Working};
+        let (course, mut watch) = (course(), Watch::new(10, at(0)));
+        // Found on the way: since the offer, as far as anybody knows.
+        assert_eq!(look(&mut watch, &course, &[Good, Working, Away], 30), Step::Hold(Wait::Working));
+        assert_eq!(look(&mut watch, &course, &[Good, Good, Away], 59), Step::Hold(Wait::Soak));
+        // It comes back long after the wave began.
+        assert_eq!(look(&mut watch, &course, &[Good, Good, Working], 63), Step::Hold(Wait::Working));
+        assert_eq!(look(&mut watch, &course, &[Good, Good, Working], 122), Step::Hold(Wait::Working));
+        assert!(matches!(look(&mut watch, &course, &[Good, Good, Working], 123), Step::Halt(_)));
+        let mut late = Watch::new(10, at(0));
+        assert!(matches!(look(&mut late, &course, &[Good, Working], 60), Step::Halt(_)), "one that began anew");
     }
 
     #[test]
     fn silent_stations_within_the_limit_do_not_hold_the_others_up() {
+        use Fate::{Good, Working};
         let course = Course { limit: Limit::Count(1), ..course() };
-        let mut watch = Watch::new(10, Moment::default());
-        let at = |minutes: u32| Moment::default() + minutes * MINUTE;
-        let fates = tally(8, 1, 0, 0);
-        assert_eq!(watch.look(&course, &fates, at(59)), Step::Hold(Wait::Working));
-        assert_eq!(watch.look(&course, &fates, at(60)), Step::Hold(Wait::Soak));
-        assert_eq!(watch.look(&course, &fates, at(65)), Step::Raise(50));
+        let mut watch = Watch::new(10, at(0));
+        assert_eq!(look(&mut watch, &course, &[Good, Working], 59), Step::Hold(Wait::Working));
+        assert_eq!(look(&mut watch, &course, &[Good, Working], 60), Step::Hold(Wait::Soak));
+        assert_eq!(look(&mut watch, &course, &[Good, Working], 65), Step::Raise(50));
+        watch.raised(50);
+        assert_eq!(look(&mut watch, &course, &[Good, Working, Working], 66), Step::Hold(Wait::Working));
+        assert_eq!(look(&mut watch, &course, &[Good, Working, Good], 67), Step::Hold(Wait::Soak));
     }
 
     #[test]
-    fn a_station_that_falls_behind_begins_the_soak_anew() {
-        let at = |minutes: u32| Moment::default() + minutes * MINUTE;
-        let mut watch = Watch::new(10, Moment::default());
-        assert_eq!(watch.look(&course(), &tally(9, 0, 0, 0), at(1)), Step::Hold(Wait::Soak));
-        assert_eq!(watch.look(&course(), &tally(8, 1, 0, 0), at(4)), Step::Hold(Wait::Working));
-        assert_eq!(watch.look(&course(), &tally(9, 0, 0, 0), at(6)), Step::Hold(Wait::Soak));
-        assert_eq!(watch.look(&course(), &tally(9, 0, 0, 0), at(10)), Step::Hold(Wait::Soak));
-        assert_eq!(watch.look(&course(), &tally(9, 0, 0, 0), at(11)), Step::Raise(50));
-        watch.raised(50, at(11));
-        assert_eq!(watch.look(&course(), &tally(49, 1, 0, 0), at(70)), Step::Hold(Wait::Working));
-        assert!(matches!(watch.look(&course(), &tally(49, 1, 0, 0), at(71)), Step::Halt(_)));
+    fn a_station_that_falls_behind_begins_the_soak_anew_and_a_lost_broker_costs_nobody_time() {
+        use Fate::{Good, Working};
+        let (course, mut watch) = (course(), Watch::new(10, at(0)));
+        assert_eq!(look(&mut watch, &course, &[Good, Good], 1), Step::Hold(Wait::Soak));
+        assert_eq!(look(&mut watch, &course, &[Good, Working], 4), Step::Hold(Wait::Working));
+        assert_eq!(look(&mut watch, &course, &[Good, Good], 6), Step::Hold(Wait::Soak));
+        assert_eq!(look(&mut watch, &course, &[Good, Good], 10), Step::Hold(Wait::Soak));
+        watch.pause(20 * MINUTE);
+        assert_eq!(look(&mut watch, &course, &[Good, Good], 30), Step::Hold(Wait::Soak));
+        assert_eq!(look(&mut watch, &course, &[Good, Good], 31), Step::Raise(50));
+        watch.raised(50);
+        assert_eq!(look(&mut watch, &course, &[Good, Good, Working], 32), Step::Hold(Wait::Working));
+        watch.pause(20 * MINUTE);
+        assert_eq!(look(&mut watch, &course, &[Good, Good, Working], 111), Step::Hold(Wait::Working));
+        assert!(matches!(look(&mut watch, &course, &[Good, Good, Working], 112), Step::Halt(_)));
     }
 
     #[test]

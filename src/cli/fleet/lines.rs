@@ -149,6 +149,12 @@ pub fn offered(offer: &Offer) -> String {
     )
 }
 
+/// A bundle that was checked.
+pub fn bundle(bundle: &Checked) -> String {
+    let (version, megabytes) = (bundle.manifest.version, bundle.bytes as f64 / 1e6);
+    format!("{}: version {version}, {megabytes:.3} MB, signed, every byte checked", bundle.path.display())
+}
+
 /// Says whom an offer reaches.
 pub fn reach(view: &View, bundle: &Checked, group: &str, offer: &Offer) -> String {
     let mut counts: BTreeMap<Standing, Vec<String>> = BTreeMap::new();
@@ -158,12 +164,12 @@ pub fn reach(view: &View, bundle: &Checked, group: &str, offer: &Offer) -> Strin
         }
     }
     let all: usize = counts.values().map(Vec::len).sum();
-    let mut text = format!("group {group}: {all} stations\n");
+    let mut text = format!("group {group}: {all} stations");
     for standing in Standing::ALL {
         if let Some(names) = counts.get(&standing) {
             let some = names.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
             let more = if names.len() > 5 { ", …" } else { "" };
-            text += &format!("  {:>5} {} ({some}{more})\n", names.len(), standing.text());
+            text += &format!("\n  {:>5} {} ({some}{more})", names.len(), standing.text());
         }
     }
     text

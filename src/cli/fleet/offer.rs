@@ -68,11 +68,11 @@ pub struct Group {
     broker: Broker,
 }
 
-/// A word of a topic.
+/// As stations may call their groups.
 fn check_group(group: &str) -> anyhow::Result<()> {
-    let plain = |c: char| !matches!(c, '/' | '+' | '#') && !crate::hidden::is_hidden(c);
-    if group.is_empty() || group.len() > 64 || !group.chars().all(plain) {
-        bail!("--group {group:?}: 1 to 64 bytes without /, + and # are allowed");
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if !(1..=64).contains(&group.len()) || !group.bytes().all(plain) || group.starts_with('.') {
+        bail!("--group {group:?}: 1 to 64 letters, digits, -, _ and . are allowed");
     }
     Ok(())
 }
@@ -98,12 +98,6 @@ impl Bundle {
             issued: Date::now(),
         };
         offer.encode()?;
-        println!(
-            "{}: version {}, {:.3} MB, signed, every byte checked",
-            self.file.display(),
-            offer.number,
-            offer.bytes as f64 / 1e6
-        );
         Ok((checked, offer))
     }
 
@@ -142,13 +136,11 @@ impl Bundle {
                 shared::go_on(interrupted)
             })?;
             bar.finish_and_clear();
-            println!("{} chunks are at the broker", offer.chunk_count());
         }
         publish::set_offer(mqtt, &self.group, offer)?;
         if let Some(others) = others {
             publish::clear_chunks(mqtt, &self.group, others)?;
         }
-        println!("offered to {}: {}", self.group, lines::offered(offer));
         Ok(())
     }
 }
@@ -160,12 +152,14 @@ pub fn run(args: Offering) -> anyhow::Result<()> {
     let (_, view) = broker::read(&mqtt)?;
     let before = view.offer(group);
     args.bundle.follows(before, &offer)?;
-    print!("{}", lines::reach(&view, &bundle, group, &offer));
+    println!("{}\n{}", lines::bundle(&bundle), lines::reach(&view, &bundle, group, &offer));
     if args.bundle.dry_run {
         println!("nothing was sent");
         return Ok(());
     }
-    args.bundle.publish(&mqtt, &bundle, before, &offer, &*shared::interrupt()?)
+    args.bundle.publish(&mqtt, &bundle, before, &offer, &*shared::interrupt()?)?;
+    println!("offered to {group}: {}", lines::offered(&offer));
+    Ok(())
 }
 
 fn offer_to<'a>(view: &'a View, group: &str) -> anyhow::Result<&'a Offer> {

@@ -12,11 +12,11 @@ use super::lines;
 use super::offer::Bundle;
 use crate::cli::shared;
 use crate::clock::{Date, Moment};
-use crate::fleet::connection::{Connection, FleetError};
+use crate::fleet::connection::FleetError;
 use crate::fleet::publish::{self, PublishError};
 use crate::fleet::reach::Checked;
 use crate::fleet::rollout::{Course, Fate, Limit, Step, Tally, Wait, Watch, Waves};
-use crate::fleet::view::View;
+use crate::fleet::view::{Name, Station, View};
 use crate::outbox::mqtt::MqttConfig;
 use crate::update::message::Offer;
 
@@ -43,7 +43,8 @@ pub struct Args {
     #[arg(long, value_name = "MINUTES", default_value_t = 30.0, value_parser = minutes)]
     soak: f64,
 
-    /// Minutes in which a station of a wave must be good; one that is not has failed. Probation counts.
+    /// Minutes in which a station must be good, from when the offer reached it or it came back; one that is not has failed.
+    /// Probation counts.
     #[arg(long, value_name = "MINUTES", default_value_t = 240.0, value_parser = minutes)]
     patience: f64,
 
@@ -99,22 +100,25 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         patience: Duration::from_secs_f64(60.0 * args.patience),
         limit: args.max_failures,
     };
+    // In JSON, standard output is for the steps alone.
+    let tell = |text: String| if args.json { eprintln!("{text}") } else { println!("{text}") };
     let (bundle, offer) = args.bundle.check(course.waves.first())?;
-    let (connection, view) = broker::read(&mqtt)?;
+    tell(lines::bundle(&bundle));
+    let (_, view) = broker::read(&mqtt)?;
     let before = view.offer(&args.bundle.group).cloned();
     args.bundle.follows(before.as_ref(), &offer)?;
     let offer = continued(&args, before.as_ref(), offer)?;
-    print!("{}", lines::reach(&view, &bundle, &args.bundle.group, &offer));
+    tell(lines::reach(&view, &bundle, &args.bundle.group, &offer));
     if args.bundle.dry_run {
-        println!("nothing was sent");
+        tell("nothing was sent".into());
         return Ok(());
     }
     let interrupted = shared::interrupt()?;
     if before.as_ref() != Some(&offer) {
         args.bundle.publish(&mqtt, &bundle, before.as_ref(), &offer, &interrupted)?;
     }
-    Rollout { watch: watch(&offer), args: &args, mqtt, course, bundle, offer, said: None }
-        .run(Some((connection, view)), &interrupted)
+    tell(format!("offered to {}: {}", args.bundle.group, lines::offered(&offer)));
+    Rollout { watch: watch(&offer), args: &args, mqtt, course, bundle, offer, said: None }.run(&interrupted)
 }
 
 /// The offer to begin with: the one at the broker, if it is of this bundle.
@@ -153,50 +157,44 @@ struct Rollout<'a> {
 
 impl Rollout<'_> {
     /// Until it is done, halted, or not wanted any more.
-    fn run(mut self, mut open: Option<(Connection, View)>, interrupted: &AtomicBool) -> anyhow::Result<()> {
+    fn run(mut self, interrupted: &AtomicBool) -> anyhow::Result<()> {
+        let mut lost_at = None;
         while !interrupted.load(Ordering::SeqCst) {
-            let lost_at = match self.session(open.take(), interrupted) {
-                Ok(()) => return Ok(()),
+            match self.session(&mut lost_at, interrupted) {
+                Ok(ControlFlow::Break(())) => return Ok(()),
+                Ok(ControlFlow::Continue(())) => {}
                 Err(End::Other(error)) => return Err(error),
                 Err(End::Lost(error)) => {
-                    self.say("lost", &format!("{error}; trying again"));
-                    Moment::now()
+                    if lost_at.is_none() {
+                        self.say("lost", &format!("{error}; trying again"));
+                    }
+                    lost_at.get_or_insert_with(Moment::now);
+                    std::thread::sleep(broker::RETRY);
                 }
-            };
-            while !interrupted.load(Ordering::SeqCst) && open.is_none() {
-                std::thread::sleep(broker::RETRY);
-                open = broker::read(&self.mqtt).ok();
             }
-            // Without the broker no station can get any farther.
-            self.watch.pause(Moment::now().since(lost_at));
         }
-        self.say("stopped", "stopped; the offer stays as it is, and the same command goes on");
-        Ok(())
+        bail!("stopped; the offer stays as it is, and the same command goes on")
     }
 
-    fn session(&mut self, open: Option<(Connection, View)>, interrupted: &AtomicBool) -> Result<(), End> {
-        let (mut connection, mut view) = match open {
-            Some(open) => open,
-            None => broker::read(&self.mqtt)?,
-        };
-        // What was published since the view was read comes by itself.
-        let mut is_seen = false;
+    /// One connection; a break when all is done.
+    fn session(&mut self, lost_at: &mut Option<Moment>, interrupted: &AtomicBool) -> Result<ControlFlow<()>, End> {
+        let (mut connection, mut view) = broker::read(&self.mqtt)?;
+        if let Some(lost_at) = lost_at.take() {
+            // Without the broker no station could get any farther.
+            self.watch.pause(Moment::now().since(lost_at));
+        }
         while !interrupted.load(Ordering::SeqCst) {
             let mut waits = TICK;
             while let Some(heard) = connection.next(waits)? {
                 view.take(&heard);
                 waits = Duration::ZERO;
             }
-            is_seen |= view.offer(&self.args.bundle.group) == Some(&self.offer);
-            if is_seen {
-                self.still_ours(&view)?;
-                if self.step(&view)?.is_break() {
-                    return Ok(());
-                }
+            self.still_ours(&view)?;
+            if self.step(&mut view)?.is_break() {
+                return Ok(ControlFlow::Break(()));
             }
         }
-        self.say("stopped", "stopped; the offer stays as it is, and the same command goes on");
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 
     /// Others may have changed the offer meanwhile.
@@ -209,7 +207,7 @@ impl Rollout<'_> {
             Some(now) if now.halted => other("halted by somebody else; --resume goes on"),
             Some(now) => {
                 if now.percent != self.offer.percent {
-                    self.watch.raised(now.percent, Moment::now());
+                    self.watch.raised(now.percent);
                 }
                 self.offer = now.clone();
                 Ok(())
@@ -217,16 +215,19 @@ impl Rollout<'_> {
         }
     }
 
-    fn fates<'v>(&'v self, view: &'v View) -> impl Iterator<Item = (String, Fate)> + 'v {
+    /// The stations that the offer has reached.
+    fn fates<'v>(&'v self, view: &'v View) -> impl Iterator<Item = (&'v Name, &'v Station, Fate)> {
         let group = self.args.bundle.group.as_str();
         view.stations()
             .filter(move |(name, _)| self.bundle.is_for(name, group))
-            .filter_map(move |(name, station)| Some((name.to_string(), station.fate(name, group, &self.offer)?)))
+            .filter_map(move |(name, station)| Some((name, station, station.fate(name, group, &self.offer)?)))
     }
 
-    fn step(&mut self, view: &View) -> Result<ControlFlow<()>, End> {
-        let tally: Tally = self.fates(view).map(|(_, fate)| fate).collect();
-        let step = self.watch.look(&self.course, &tally, Moment::now());
+    fn step(&mut self, view: &mut View) -> Result<ControlFlow<()>, End> {
+        let mut watch = self.watch.clone();
+        let fates = self.fates(view).map(|(name, _, fate)| (name, fate));
+        let (tally, step) = watch.look(&self.course, fates, Moment::now());
+        self.watch = watch;
         match step {
             Step::Hold(wait) => {
                 self.say_tally(tally, wait);
@@ -235,7 +236,8 @@ impl Rollout<'_> {
             Step::Raise(percent) => {
                 let offer = Offer { percent, issued: Date::now(), ..self.offer.clone() };
                 publish::set_offer(&self.mqtt, &self.args.bundle.group, &offer)?;
-                self.watch.raised(percent, Moment::now());
+                view.set_offer(&self.args.bundle.group, &offer);
+                self.watch.raised(percent);
                 self.offer = offer;
                 self.say("raised", &format!("offered to {percent} %"));
                 Ok(ControlFlow::Continue(()))
@@ -261,28 +263,28 @@ impl Rollout<'_> {
     fn say_tally(&mut self, tally: Tally, wait: Wait) {
         let (now, percent) = (Moment::now(), self.offer.percent);
         let is_news = self.said.is_none_or(|(at, before, said, waited)| {
-            let matters = (before, said.failed, said.away, waited) != (percent, tally.failed, tally.away, wait);
+            let matters = (before, said.failed, said.silent, waited) != (percent, tally.failed, tally.silent, wait);
             matters || said != tally && now.since(at) >= NEWS
         });
         if !is_news {
             return;
         }
         self.said = Some((now, percent, tally, wait));
-        let Tally { good, working, failed, away } = tally;
+        let Tally { good, working, silent, failed, away } = tally;
         let why = match wait {
             Wait::Soak => ", soaking",
             Wait::NobodyThere => ", nobody of this wave is there",
             Wait::Working => "",
         };
-        let counts = format!("{good} good, {working} on the way, {failed} failed, {away} offline{why}");
+        let silent = if silent > 0 { format!("{silent} too slow, ") } else { String::new() };
+        let counts = format!("{good} good, {working} on the way, {silent}{failed} failed, {away} offline{why}");
         self.say("wave", &format!("{percent} %: {} stations: {counts}", tally.all()));
     }
 
     /// Says which stations it failed at, and why.
     fn blame(&self, view: &View) {
-        for (name, station) in view.stations() {
-            let fate = station.fate(name, &self.args.bundle.group, &self.offer);
-            let (Some(fate @ (Fate::Failed | Fate::Working)), Some(report)) = (fate, &station.report) else { continue };
+        for (name, station, fate) in self.fates(view) {
+            let (Fate::Failed | Fate::Working, Some(report)) = (fate, &station.report) else { continue };
             let number = self.offer.number;
             let why = report.refused.iter().chain(&report.rolled_back).find(|refused| refused.number == number);
             let why = why.map_or(report.last.as_str(), |refused| refused.why.as_str());

@@ -14,8 +14,6 @@ use crate::fleet::connection::FleetError;
 use crate::fleet::view::{Change, View};
 use crate::outbox::mqtt::MqttConfig;
 
-/// Rows of the table on a terminal.
-const ROWS: usize = 40;
 /// How often the table is drawn at most, and Ctrl-C looked for.
 const TICK: Duration = Duration::from_millis(250);
 
@@ -88,12 +86,26 @@ fn session(
     Ok(())
 }
 
+/// Rows and columns of the terminal.
+fn size() -> (usize, usize) {
+    let known = rustix::termios::tcgetwinsize(std::io::stdout()).ok().filter(|size| size.ws_row > 0 && size.ws_col > 0);
+    known.map_or((24, 80), |size| (size.ws_row.into(), size.ws_col.into()))
+}
+
 fn draw(view: &View, args: &Args) {
-    // Home, the text with the rest of each line cleared, the rest of the screen cleared.
-    let text = format!("{}\n{}", lines::table(view, &args.filter, ROWS), lines::summary(view, &args.filter));
-    let text: String = text.lines().map(|line| format!("{line}\x1b[K\r\n")).collect();
+    let ((rows, columns), summary) = (size(), lines::summary(view, &args.filter));
+    // Beside the stations: the head, how many more there are, an empty line, and one below all.
+    let most = rows.saturating_sub(summary.lines().count() + 4).max(1);
+    let table = lines::table(view, &args.filter, most);
+    // Home; each line to its end and cleared behind it; the rest of the screen cleared.
+    let mut text = String::from("\x1b[H");
+    for line in table.lines().chain([""]).chain(summary.lines()).take(rows - 1) {
+        text.extend(line.chars().take(columns));
+        text.push_str("\x1b[K\r\n");
+    }
+    text.push_str("\x1b[J");
     let mut out = std::io::stdout().lock();
-    let _ = write!(out, "\x1b[H{text}\x1b[J").and_then(|()| out.flush());
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 /// Prints a line, whether or not somebody still reads.
