@@ -1,6 +1,5 @@
-//! A connection to the broker for those who look at the fleet.
+//! Connections to the broker for those who look at the fleet: one that listens, one that publishes.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -19,8 +18,6 @@ const MAX_TOPIC: usize = 256;
 const MAX_PAYLOAD: usize = (4 << 10) + 1;
 /// Messages between the network and us; then the network waits.
 const EVENTS: usize = 256;
-/// Messages that wait while something is published.
-const HEARD: usize = 4 << 10;
 /// Publications that are not acknowledged yet.
 const WINDOW: usize = 8;
 /// Silence after which a broker that does not echo our marker is taken to have sent all it keeps.
@@ -46,7 +43,7 @@ pub enum FleetError {
         source: LinkError,
     },
     /// The broker does not let us listen.
-    #[error("the broker refuses the subscription to {0}; check its access list for this user")]
+    #[error("the broker refuses a subscription to {0}; check its access list for this user")]
     NotAllowed(String),
     /// The broker does not let us write.
     #[error(
@@ -54,9 +51,6 @@ pub enum FleetError {
          keeps retained messages of that size"
     )]
     NotKept(String),
-    /// More comes than can be taken in while something is published.
-    #[error("more than {HEARD} messages came while something was published; is somebody flooding the broker?")]
-    Flood,
 }
 
 /// A message.
@@ -71,29 +65,20 @@ pub struct Heard {
 enum Told {
     Connected,
     Heard(Heard),
-    Subscribed(bool),
+    Subscribed(Vec<bool>),
     Acknowledged,
 }
 
-/// One connection. When it is lost, it is over: open another, and read again what the broker keeps.
-pub struct Connection {
+/// One connection. When it is lost, it is over.
+struct Link {
     config: MqttConfig,
     client: AsyncClient,
     events: Receiver<Result<Told, LinkError>>,
-    heard: VecDeque<Heard>,
-    /// Publications without acknowledgement.
-    flying: usize,
-    /// Where the last publication went.
-    topic: String,
 }
 
-impl Connection {
-    /// Connects under a name of its own, and listens to these topics at QoS 0: nothing but the network's buffer then
-    /// bounds how many retained messages come at once.
-    ///
-    /// # Errors
-    /// Why there is no connection, or which subscription is refused.
-    pub fn open(config: &MqttConfig, filters: &[String]) -> Result<Self, FleetError> {
+impl Link {
+    /// Connects under a name of its own.
+    fn open(config: &MqttConfig) -> Result<Self, FleetError> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let seed = crate::clock::Moment::now().as_nanos() & 0xff_ffff;
@@ -115,31 +100,88 @@ impl Connection {
                 runtime.shutdown_background();
             })
             .map_err(failed)?;
-        let mut connection =
-            Self { config, client, events: receiver, heard: VecDeque::new(), flying: 0, topic: String::new() };
+        let link = Self { config, client, events: receiver };
         // The client library gives up by itself within the time-out.
-        let within = Duration::from_secs(u64::from(connection.config.connect_timeout_s) + 1);
-        connection.wait(within, |told| matches!(told, Told::Connected))?;
-        for filter in filters {
-            connection.subscribe(filter)?;
-        }
-        Ok(connection)
+        let within = Duration::from_secs(u64::from(link.config.connect_timeout_s) + 1);
+        while !matches!(link.expect(within)?, Told::Connected) {}
+        Ok(link)
     }
 
-    /// Listens to one more topic.
+    /// What comes next; none if nothing does in time.
+    fn next(&self, within: Duration) -> Result<Option<Told>, FleetError> {
+        match self.events.recv_timeout(within) {
+            Ok(told) => Ok(Some(told?)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(self.lost("the connection is over")),
+        }
+    }
+
+    /// What comes next, and must come in time.
+    fn expect(&self, within: Duration) -> Result<Told, FleetError> {
+        self.next(within)?.ok_or_else(|| self.lost(&format!("it did not answer within {} s", within.as_secs())))
+    }
+
+    /// Time for an answer.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(self.config.ack_timeout_s.into())
+    }
+
+    fn publish(&self, topic: &str, qos: QoS, retain: bool, payload: Vec<u8>) -> Result<(), FleetError> {
+        let sent = self.client.try_publish(topic, qos, retain, payload);
+        sent.map_err(|_| self.lost("its queue is full"))
+    }
+
+    fn lost(&self, why: &str) -> FleetError {
+        LinkError::lost(&self.config, why).into()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // The thread sees its own farewell and ends.
+        let _ = self.client.try_disconnect();
+    }
+}
+
+/// Listens to topics. When the connection is lost, open another and read again what the broker keeps.
+pub struct Listener {
+    link: Link,
+    marker: String,
+}
+
+impl Listener {
+    /// Connects, and hands over all that the broker keeps on these topics: until it echoes a marker, which it sends after
+    /// them, or is silent for two seconds if it may not be written to.
+    ///
+    /// Listens at QoS 0: nothing but the network's buffer then bounds how many retained messages come at once.
     ///
     /// # Errors
-    /// If the connection is lost or the broker refuses.
-    pub fn subscribe(&mut self, filter: &str) -> Result<(), FleetError> {
-        let one = [SubscribeFilter::new(filter.to_owned(), QoS::AtMostOnce)];
-        self.client.try_subscribe_many(one).map_err(|_| self.lost("its queue is full"))?;
-        let mut allowed = false;
-        self.wait(self.patience(), |told| {
-            let Told::Subscribed(granted) = told else { return false };
-            allowed = *granted;
-            true
-        })?;
-        if allowed { Ok(()) } else { Err(FleetError::NotAllowed(filter.to_owned())) }
+    /// Why there is no connection, or that a subscription is refused.
+    pub fn open(config: &MqttConfig, topics: &[String], mut each: impl FnMut(&Heard)) -> Result<Self, FleetError> {
+        let link = Link::open(config)?;
+        let marker = format!("{MARKER}{}", link.config.client_id);
+        let filters = topics.iter().chain([&marker]).map(|topic| SubscribeFilter::new(topic.clone(), QoS::AtMostOnce));
+        link.client.try_subscribe_many(filters).map_err(|_| link.lost("its queue is full"))?;
+        let mut is_subscribed = false;
+        loop {
+            let within = if is_subscribed { QUIET } else { link.patience() };
+            match link.next(within)? {
+                Some(Told::Heard(heard)) if heard.topic == marker => break,
+                Some(Told::Heard(heard)) => each(&heard),
+                Some(Told::Subscribed(granted)) => {
+                    // That it may not echo markers is no fault.
+                    if granted.iter().zip(topics).any(|(granted, _)| !granted) {
+                        return Err(FleetError::NotAllowed(topics.join(", ")));
+                    }
+                    is_subscribed = true;
+                    link.publish(&marker, QoS::AtMostOnce, false, Vec::new())?;
+                }
+                Some(_) => {}
+                None if is_subscribed => break,
+                None => return Err(link.lost("it did not answer a subscription")),
+            }
+        }
+        Ok(Self { link, marker })
     }
 
     /// The next message; none if none came in time.
@@ -149,45 +191,41 @@ impl Connection {
     pub fn next(&mut self, within: Duration) -> Result<Option<Heard>, FleetError> {
         let end = Instant::now() + within;
         loop {
-            if let Some(heard) = self.heard.pop_front() {
-                return Ok(Some(heard));
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            if self.step(left)?.is_none() && left.is_zero() && self.heard.is_empty() {
-                return Ok(None);
+            match self.link.next(end.saturating_duration_since(Instant::now()))? {
+                None => return Ok(None),
+                Some(Told::Heard(heard)) if heard.topic != self.marker => return Ok(Some(heard)),
+                Some(_) => {}
             }
         }
     }
+}
 
-    /// Hands over all that the broker keeps on the topics listened to: until it echoes a marker, which it sends after
-    /// them, or is silent for two seconds if it may not be written to.
+/// Publishes.
+pub struct Sender {
+    link: Link,
+    /// Publications without acknowledgement.
+    flying: usize,
+    /// Where the last one went.
+    topic: String,
+}
+
+impl Sender {
+    /// Connects.
     ///
     /// # Errors
-    /// If the connection is lost.
-    pub fn read_kept(&mut self, mut each: impl FnMut(&Heard)) -> Result<(), FleetError> {
-        let marker = format!("{MARKER}{}", self.config.client_id);
-        self.subscribe(&marker)?;
-        self.client
-            .try_publish(marker.as_str(), QoS::AtMostOnce, false, "")
-            .map_err(|_| self.lost("its queue is full"))?;
-        while let Some(heard) = self.next(QUIET)? {
-            if heard.topic == marker {
-                break;
-            }
-            each(&heard);
-        }
-        Ok(())
+    /// Why there is no connection.
+    pub fn open(config: &MqttConfig) -> Result<Self, FleetError> {
+        Ok(Self { link: Link::open(config)?, flying: 0, topic: String::new() })
     }
 
-    /// Publishes at QoS 1 without waiting for the acknowledgement, as long as few are missing.
+    /// Publishes a message that the broker is to keep, at QoS 1, without waiting for the acknowledgement as long as few
+    /// are missing. An empty one takes the one before it away.
     ///
     /// # Errors
     /// If the connection is lost, or the broker acknowledges nothing in time.
-    pub fn send(&mut self, topic: &str, payload: Vec<u8>, retain: bool) -> Result<(), FleetError> {
+    pub fn send(&mut self, topic: &str, payload: Vec<u8>) -> Result<(), FleetError> {
         self.settle(WINDOW - 1)?;
-        self.client
-            .try_publish(topic, QoS::AtLeastOnce, retain, payload)
-            .map_err(|_| self.lost("its queue is full"))?;
+        self.link.publish(topic, QoS::AtLeastOnce, true, payload)?;
         self.flying += 1;
         topic.clone_into(&mut self.topic);
         Ok(())
@@ -204,63 +242,17 @@ impl Connection {
     /// Waits until at most so many publications are not acknowledged.
     fn settle(&mut self, most: usize) -> Result<(), FleetError> {
         while self.flying > most {
-            self.wait(self.patience(), |told| matches!(told, Told::Acknowledged)).map_err(|error| match error {
+            match self.link.expect(self.link.patience()) {
+                Ok(Told::Acknowledged) => self.flying -= 1,
+                Ok(_) => {}
                 // Some brokers end the connection of one who writes where he may not.
-                FleetError::Link(source) => FleetError::Unacknowledged { topic: self.topic.clone(), source },
-                other => other,
-            })?;
+                Err(FleetError::Link(source)) => {
+                    return Err(FleetError::Unacknowledged { topic: self.topic.clone(), source });
+                }
+                Err(other) => return Err(other),
+            }
         }
         Ok(())
-    }
-
-    fn patience(&self) -> Duration {
-        Duration::from_secs(self.config.ack_timeout_s.into())
-    }
-
-    fn lost(&self, why: &str) -> FleetError {
-        LinkError::lost(&self.config, why).into()
-    }
-
-    /// Waits for something; messages that come meanwhile are kept.
-    fn wait(&mut self, within: Duration, mut is_it: impl FnMut(&Told) -> bool) -> Result<(), FleetError> {
-        let end = Instant::now() + within;
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            match self.step(left)? {
-                Some(told) if is_it(&told) => return Ok(()),
-                None if left.is_zero() => {
-                    return Err(self.lost(&format!("it did not answer within {} s", within.as_secs())));
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// Takes in what comes next; a message goes to those that wait.
-    fn step(&mut self, within: Duration) -> Result<Option<Told>, FleetError> {
-        let told = match self.events.recv_timeout(within) {
-            Ok(told) => told?,
-            Err(RecvTimeoutError::Timeout) => return Ok(None),
-            Err(RecvTimeoutError::Disconnected) => return Err(self.lost("the connection is over")),
-        };
-        match told {
-            Told::Heard(heard) if self.heard.len() < HEARD => self.heard.push_back(heard),
-            Told::Heard(_) => return Err(FleetError::Flood),
-            Told::Acknowledged => {
-                self.flying = self.flying.saturating_sub(1);
-                return Ok(Some(Told::Acknowledged));
-            }
-            other => return Ok(Some(other)),
-        }
-        // Something happened, and it is none of what is waited for.
-        Ok(None)
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        // The thread sees its own farewell and ends.
-        let _ = self.client.try_disconnect();
     }
 }
 
@@ -275,7 +267,8 @@ fn carry(
         let told = match runtime.block_on(events.poll()) {
             Ok(Event::Incoming(Packet::ConnAck(_))) => Ok(Told::Connected),
             Ok(Event::Incoming(Packet::SubAck(ack))) => {
-                Ok(Told::Subscribed(!ack.return_codes.contains(&SubscribeReasonCode::Failure)))
+                let granted = ack.return_codes.iter().map(|code| *code != SubscribeReasonCode::Failure);
+                Ok(Told::Subscribed(granted.collect()))
             }
             Ok(Event::Incoming(Packet::PubAck(_))) => Ok(Told::Acknowledged),
             Ok(Event::Incoming(Packet::Publish(message))) if message.topic.len() <= MAX_TOPIC => {

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use thiserror::Error;
 
-use super::connection::{Connection, FleetError};
+use super::connection::{FleetError, Listener, Sender};
 use super::reach::{Checked, ReachError};
 use crate::outbox::mqtt::MqttConfig;
 use crate::update::bundle::Hash;
@@ -35,8 +35,7 @@ pub enum PublishError {
 /// What the broker keeps on a topic.
 fn kept(config: &MqttConfig, topic: &str) -> Result<Option<Vec<u8>>, FleetError> {
     let mut found = None;
-    let mut connection = Connection::open(config, &[topic.to_owned()])?;
-    connection.read_kept(|heard| found = Some(heard.payload.clone()))?;
+    Listener::open(config, &[topic.to_owned()], |heard| found = Some(heard.payload.clone()))?;
     Ok(found)
 }
 
@@ -46,9 +45,9 @@ fn kept(config: &MqttConfig, topic: &str) -> Result<Option<Vec<u8>>, FleetError>
 /// If the broker cannot be reached, or does not keep it.
 pub fn set_offer(config: &MqttConfig, group: &str, offer: &Offer) -> Result<(), PublishError> {
     let (topic, text) = (offer_topic(group), offer.encode()?);
-    let mut connection = Connection::open(config, &[])?;
-    connection.send(&topic, text.clone().into_bytes(), true)?;
-    connection.flush()?;
+    let mut sender = Sender::open(config)?;
+    sender.send(&topic, text.clone().into_bytes())?;
+    sender.flush()?;
     if kept(config, &topic)? == Some(text.into_bytes()) { Ok(()) } else { Err(FleetError::NotKept(topic).into()) }
 }
 
@@ -63,7 +62,7 @@ pub fn set_chunks(
     offer: &Offer,
     mut progress: impl FnMut(u64) -> ControlFlow<()>,
 ) -> Result<(), PublishError> {
-    let mut connection = Connection::open(config, &[])?;
+    let mut sender = Sender::open(config)?;
     let (mut file, mut hash, mut sent) = (bundle.open_at(0)?, blake3::Hasher::new(), 0);
     let failed = |source| ReachError::Io { path: bundle.path.clone(), source };
     let (mut last, mut index) = (String::new(), 0);
@@ -73,13 +72,13 @@ pub fn set_chunks(
         hash.update(&chunk);
         sent += chunk.len() as u64;
         last = chunk_topic(group, &offer.bundle, index);
-        connection.send(&last, chunk, true)?;
+        sender.send(&last, chunk)?;
         index += 1;
         if progress(sent).is_break() {
             return Err(PublishError::Stopped);
         }
     }
-    connection.flush()?;
+    sender.flush()?;
     if Hash(*hash.finalize().as_bytes()) != offer.bundle {
         return Err(PublishError::Changed);
     }
@@ -95,11 +94,11 @@ pub fn set_chunks(
 /// # Errors
 /// If the broker cannot be reached.
 pub fn clear_chunks(config: &MqttConfig, group: &str, offer: &Offer) -> Result<(), FleetError> {
-    let mut connection = Connection::open(config, &[])?;
+    let mut sender = Sender::open(config)?;
     for index in 0..if offer.chunks { offer.chunk_count() } else { 0 } {
-        connection.send(&chunk_topic(group, &offer.bundle, index), Vec::new(), true)?;
+        sender.send(&chunk_topic(group, &offer.bundle, index), Vec::new())?;
     }
-    connection.flush()
+    sender.flush()
 }
 
 /// Takes a group's offer away and every chunk that lies in its name, those of an interrupted offer too; says how many
@@ -108,10 +107,10 @@ pub fn clear_chunks(config: &MqttConfig, group: &str, offer: &Offer) -> Result<(
 /// # Errors
 /// If the broker cannot be reached, or keeps them.
 pub fn withdraw(config: &MqttConfig, group: &str, mut progress: impl FnMut(u64)) -> Result<u64, PublishError> {
-    let mut sending = Connection::open(config, &[])?;
+    let mut sender = Sender::open(config)?;
     let topic = offer_topic(group);
-    sending.send(&topic, Vec::new(), true)?;
-    sending.flush()?;
+    sender.send(&topic, Vec::new())?;
+    sender.flush()?;
     if kept(config, &topic)?.is_some() {
         return Err(FleetError::NotKept(format!("the withdrawal of {topic}")).into());
     }
@@ -120,15 +119,15 @@ pub fn withdraw(config: &MqttConfig, group: &str, mut progress: impl FnMut(u64))
     loop {
         // A broker may give out less than it has when much of it waits: until nothing comes.
         let (mut found, mut failed) = (0_u64, Ok(()));
-        Connection::open(config, std::slice::from_ref(&filter))?.read_kept(|heard| {
+        Listener::open(config, std::slice::from_ref(&filter), |heard| {
             if !heard.payload.is_empty() && failed.is_ok() {
-                failed = sending.send(&heard.topic, Vec::new(), true);
+                failed = sender.send(&heard.topic, Vec::new());
                 found += 1;
                 progress(cleared + found);
             }
         })?;
         failed?;
-        sending.flush()?;
+        sender.flush()?;
         cleared += found;
         if found == 0 {
             return Ok(cleared);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use crate::config::Config;
-use crate::fleet::connection::{Connection, FleetError};
+use crate::fleet::connection::{FleetError, Listener};
 use crate::fleet::view::{self, Name, Station, View};
 use crate::outbox::mqtt::{MqttConfig, TlsConfig};
 
@@ -104,11 +104,10 @@ impl Filter {
 }
 
 /// A connection, and all that the broker keeps.
-pub fn read(mqtt: &MqttConfig) -> Result<(Connection, View), FleetError> {
-    let mut connection = Connection::open(mqtt, &view::topics())?;
+pub fn read(mqtt: &MqttConfig) -> Result<(Listener, View), FleetError> {
     let mut view = View::default();
-    connection.read_kept(|heard| _ = view.take(heard))?;
-    Ok((connection, view))
+    let listener = Listener::open(mqtt, &view::topics(), |heard| _ = view.take(heard))?;
+    Ok((listener, view))
 }
 
 /// Pause before a lost broker is asked again.

@@ -178,14 +178,14 @@ impl Rollout<'_> {
 
     /// One connection; a break when all is done.
     fn session(&mut self, lost_at: &mut Option<Moment>, interrupted: &AtomicBool) -> Result<ControlFlow<()>, End> {
-        let (mut connection, mut view) = broker::read(&self.mqtt)?;
+        let (mut listener, mut view) = broker::read(&self.mqtt)?;
         if let Some(lost_at) = lost_at.take() {
             // Without the broker no station could get any farther.
             self.watch.pause(Moment::now().since(lost_at));
         }
         while !interrupted.load(Ordering::SeqCst) {
             let mut waits = TICK;
-            while let Some(heard) = connection.next(waits)? {
+            while let Some(heard) = listener.next(waits)? {
                 view.take(&heard);
                 waits = Duration::ZERO;
             }

@@ -10,7 +10,7 @@ use super::broker::{self, Broker, Filter};
 use super::lines;
 use crate::cli::shared;
 use crate::clock::Date;
-use crate::fleet::connection::FleetError;
+use crate::fleet::connection::{FleetError, Listener};
 use crate::fleet::view::{Change, View};
 use crate::outbox::mqtt::MqttConfig;
 
@@ -49,11 +49,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn session(
     args: &Args,
     mqtt: &MqttConfig,
-    open: Option<(crate::fleet::connection::Connection, View)>,
+    open: Option<(Listener, View)>,
     draws: bool,
     interrupted: &AtomicBool,
 ) -> Result<(), FleetError> {
-    let (mut connection, mut view) = match open {
+    let (mut listener, mut view) = match open {
         Some(open) => open,
         None => broker::read(mqtt)?,
     };
@@ -70,7 +70,7 @@ fn session(
         }
         let mut waits = TICK;
         // All that is there, then the table.
-        while let Some(heard) = connection.next(waits)? {
+        while let Some(heard) = listener.next(waits)? {
             if let Some(change) = view.take(&heard) {
                 is_new = true;
                 if !draws {
