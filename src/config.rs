@@ -17,6 +17,7 @@ use crate::operations::OperationsConfig;
 use crate::outbox::OutboxConfig;
 use crate::outbox::handshake::HandshakeConfig;
 use crate::outbox::mqtt::MqttConfig;
+use crate::update::agent::UpdateConfig;
 
 /// Where the file lies if nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cellgate/config.toml";
@@ -45,6 +46,8 @@ pub struct Config {
     pub display: DisplayConfig,
     /// Logs, metrics, priorities, drift.
     pub operations: OperationsConfig,
+    /// New models.
+    pub update: UpdateConfig,
 }
 
 /// Time and buffers.
@@ -74,7 +77,8 @@ impl Default for StationConfig {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct ModelConfig {
-    /// The fitted model, a `.cgm`.
+    /// The fitted model, a `.cgm`. With `update.state` it judges as long as no bundle has brought another, and may be left
+    /// out once one has.
     pub path: PathBuf,
     /// Weights of its backbone; empty: those that are built in. Default: empty.
     pub backbone: PathBuf,
@@ -170,7 +174,8 @@ impl Config {
         self.handshake.validate().map_err(of("handshake"))?;
         self.display.validate().map_err(of("display"))?;
         self.operations.validate().map_err(of("operations"))?;
-        if self.model.path.as_os_str().is_empty() {
+        self.update.validate().map_err(of("update"))?;
+        if self.model.path.as_os_str().is_empty() && !self.update.is_on() {
             return Err(("model", "path is missing: the model that judges, as `cellgate fit` writes it".into()));
         }
         self.trigger.validate(&self.station, &self.mqtt, &self.gpio).map_err(of("trigger"))

@@ -1,11 +1,12 @@
 //! At work the station allocates nothing and grows by nothing. A test program of its own, since it counts every allocation
-//! of the process: camera, desk, judge, clock and outbox.
+//! of the process: camera, desk, judge, clock and outbox, and a change of the model with frames lent meanwhile.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cellgate::backbone::ResNet18;
 use cellgate::backbone::cpu::CpuBackbone;
+use cellgate::camera::Camera;
 use cellgate::camera::synthetic::{Settings, Synthetic};
 use cellgate::model::Model;
 use cellgate::operations::drift::{Drift, DriftConfig};
@@ -15,6 +16,7 @@ use cellgate::outbox::{OutboxConfig, Store};
 use cellgate::pipeline::Inspector;
 use cellgate::simd::Isa;
 use cellgate::station::desk::{Desk, DeskSettings};
+use cellgate::station::exchange::Exchange;
 use cellgate::station::judge::Inspection;
 use cellgate::station::scribe::{Listener, Scribe, Told};
 use cellgate::station::{Parts, Station};
@@ -51,8 +53,10 @@ fn a_thousand_cells_from_camera_to_outbox_allocate_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let model = Arc::new(Model::open(&common::small_model(folder.path(), 64, 16, 24)).unwrap());
     let (network, workers) = (ResNet18::embedded().unwrap(), Arc::new(Workers::new(2)));
-    let backbone = CpuBackbone::new(&network, 64, Isa::detect(), Arc::clone(&workers)).unwrap();
-    let inspector = Inspector::new(Arc::clone(&model), Box::new(backbone), workers).unwrap();
+    let inspector = || {
+        let backbone = CpuBackbone::new(&network, 64, Isa::detect(), Arc::clone(&workers)).unwrap();
+        Inspector::new(Arc::clone(&model), Box::new(backbone), Arc::clone(&workers)).unwrap()
+    };
     let proportions = [0.6, 0.2, 0.2];
     let camera = Synthetic::new(Settings {
         synth: SynthConfig { size: 180, with_id: true, proportions, ..SynthConfig::default() },
@@ -62,6 +66,9 @@ fn a_thousand_cells_from_camera_to_outbox_allocate_nothing() {
         count: Some(WARM + CELLS + 100),
         ..Settings::default()
     });
+    let camera = camera.unwrap();
+    let (exchange, next) = (Arc::new(Exchange::new(camera.format())), inspector());
+    let judge = Inspection::new(inspector(), None, true, Some(Duration::from_secs(1 << 40)));
     let config = OutboxConfig { path: folder.path().join("outbox"), verdicts: 4096 };
     let store = Store::open(&config).unwrap();
     let about = About { id: None, stamp: None, model: model.id(), grid: 16, cell_mm: Some(156.75) };
@@ -71,8 +78,8 @@ fn a_thousand_cells_from_camera_to_outbox_allocate_nothing() {
         Counter { recorder: Recorder::new(&Invalid::NAMES), drift: Drift::new(&DriftConfig::default(), None) };
     let scribe = Scribe::new(Box::new(store.clone()), Some(Box::new(counter)), about, takt);
     let station = Station::start(Parts {
-        camera: Box::new(camera.unwrap()),
-        judge: Box::new(Inspection::new(inspector, None, true, Some(Duration::from_secs(1 << 40)))),
+        camera: Box::new(camera),
+        judge: Box::new(judge.with_exchange(Arc::clone(&exchange))),
         desk,
         scribe,
         slots: 4,
@@ -89,10 +96,17 @@ fn a_thousand_cells_from_camera_to_outbox_allocate_nothing() {
         }
     };
     until(WARM);
+    let (next, patience) = (Box::new(next), Duration::from_secs(60));
     let resident = machine.resident();
     let before = allocations();
+    until(WARM + CELLS / 2);
+    let lend = || exchange.next_frame(patience, |frame, _| frame.pixels().iter().any(|&pixel| pixel > 0));
+    let lent = [lend(), lend()];
+    let old = exchange.swap(next, patience);
+    let lent_after = lend();
     until(WARM + CELLS);
     let made = allocations() - before;
+    assert!(old.is_ok() && lent == [Some(true); 2] && lent_after == Some(true));
     let grown = machine.resident().zip(resident).map_or(0, |(after, before)| after.saturating_sub(before));
     assert_eq!(made, 0, "allocations over {CELLS} cells");
     assert!(grown < 1 << 20, "{grown} bytes grown over {CELLS} cells");

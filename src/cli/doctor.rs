@@ -11,6 +11,8 @@ use crate::operations::OperationsConfig;
 use crate::operations::doctor::{Broker, Check, Finding, Subject, examine, worst};
 use crate::outbox::mqtt;
 use crate::station::start;
+use crate::update::disk::Folder;
+use crate::update::slots::Slots;
 
 /// Look at everything that a station needs, and say what to do about what is missing.
 ///
@@ -72,13 +74,20 @@ fn of_config(config: &Config) -> Vec<Check> {
         })),
     });
     let backbone = Some(config.model.backbone.as_path()).filter(|path| !path.as_os_str().is_empty());
+    let updates = config.update.is_on().then_some(config.update.state.as_path());
+    let in_force = updates.and_then(|state| {
+        let folder = Folder::look(state);
+        let slot = Slots::look(&folder).ok()?.in_force()?.0;
+        Some(folder.path(slot.model()))
+    });
     examine(Subject {
-        model: Some(&config.model.path),
+        model: Some(in_force.as_ref().unwrap_or(&config.model.path)),
         backbone,
         camera: Some(Box::new(|| start::open_camera(config).map_err(|error| error.to_string()))),
         broker,
         outbox: config.outbox.path.parent(),
         outbox_bytes: config.outbox.bytes(),
+        updates,
         display: Some(&config.display),
         operations: &config.operations,
         root: Path::new("/"),
@@ -101,6 +110,7 @@ fn of_parts(args: &Args) -> anyhow::Result<Vec<Check>> {
         broker,
         outbox: args.outbox.as_deref(),
         outbox_bytes: 0,
+        updates: None,
         display: None,
         operations: &OperationsConfig::default(),
         root: Path::new("/"),

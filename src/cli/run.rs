@@ -71,7 +71,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         config.mqtt.line,
         config.mqtt.station,
         appliance.camera(),
-        appliance.model().id(),
+        appliance.model(),
         appliance.status().boot,
     );
     if let Some(address) = appliance.metrics_address() {

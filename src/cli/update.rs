@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
@@ -14,6 +15,7 @@ use super::shared::Engine;
 use crate::backbone::ResNet18;
 use crate::clock::Date;
 use crate::model::Model;
+use crate::update::agent::Inbox;
 use crate::update::bundle::{KEY_SET_MAGIC, KeySet, Software, Station};
 use crate::update::disk::Folder;
 use crate::update::install::{NotProven, Staged};
@@ -42,6 +44,9 @@ struct State {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Take a bundle (.cgb): check it, prove it by its golden frames and put it in force on probation; or a key set (.cgk).
+    ///
+    /// Where a station runs with this state folder, it is told to do so, by what its own configuration says of line, station
+    /// and groups.
     Install(Box<Install>),
     /// Say which model is in force, and how far an update is. Nothing is changed.
     Status {
@@ -99,16 +104,39 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Action::Install(args) => install(*args),
         Action::Status { state, json } => status(&state.state, json),
         Action::Confirm { state } => {
-            let mut slots = open(&state.state)?;
+            let Some(mut slots) = open(&state.state)? else {
+                return tell(&state.state, "cli.confirm", &mut std::io::empty());
+            };
             slots.confirm()?;
             println!("{}", slots.record().last);
             Ok(())
         }
         Action::Rollback { state } => {
-            let mut slots = open(&state.state)?;
+            let Some(mut slots) = open(&state.state)? else {
+                return tell(&state.state, "cli.rollback", &mut std::io::empty());
+            };
+            // Whether the station has a model of its own to go back to is known to it alone.
             slots.rollback("asked for")?;
             println!("{}", slots.record().last);
             Ok(())
+        }
+    }
+}
+
+/// Has the station that runs beside do it, and waits for what it says.
+fn tell(state: &Path, name: &str, content: &mut impl Read) -> anyhow::Result<()> {
+    let inbox = Inbox::new(state);
+    let context = || format!("telling the station that works in {}", state.display());
+    let errand = inbox.send(name, content).with_context(context)?;
+    println!("a station is running: it was told, and answers when it is done (Ctrl-C: it goes on all the same)");
+    loop {
+        match inbox.answer(&errand).with_context(context)? {
+            Some((true, text)) => {
+                println!("{text}");
+                return Ok(());
+            }
+            Some((false, text)) => bail!("{text}"),
+            None => std::thread::sleep(Duration::from_millis(100)),
         }
     }
 }
@@ -117,11 +145,16 @@ fn folder(path: &Path) -> anyhow::Result<Folder> {
     Folder::new(path).with_context(|| format!("opening the state folder {}", path.display()))
 }
 
-fn open(path: &Path) -> anyhow::Result<Slots<Folder>> {
+/// The state folder; none if a running station works in it.
+fn open(path: &Path) -> anyhow::Result<Option<Slots<Folder>>> {
     if !path.is_dir() {
         bail!("there is no state folder {}: set it up by `cellgate update install KEYS.cgk --trust`", path.display());
     }
-    Slots::open(folder(path)?).with_context(|| format!("opening the state folder {}", path.display()))
+    let context = || format!("opening the state folder {}", path.display());
+    match Folder::new(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
+        folder => Slots::open(folder.with_context(context)?).with_context(context).map(Some),
+    }
 }
 
 fn install(args: Install) -> anyhow::Result<()> {
@@ -140,7 +173,9 @@ fn install(args: Install) -> anyhow::Result<()> {
             keys.keys.iter().for_each(|key| println!("{key}"));
             return Ok(());
         }
-        let mut slots = open(state)?;
+        let Some(mut slots) = open(state)? else {
+            return tell(state, "cli.cgk", &mut reader);
+        };
         slots.rotate(&mut reader).with_context(context)?;
         println!("{}", slots.record().last);
         return Ok(());
@@ -148,7 +183,9 @@ fn install(args: Install) -> anyhow::Result<()> {
     if args.trust {
         bail!("--trust is for a key set (.cgk), {} is none", args.file.display());
     }
-    let mut slots = open(state)?;
+    let Some(mut slots) = open(state)? else {
+        return tell(state, "cli.cgb", &mut reader);
+    };
     let (network, _) = args.engine.weights()?;
     let station = Station {
         line: args.line.clone(),

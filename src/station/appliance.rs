@@ -2,33 +2,36 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::desk::{Desk, DeskSettings, Watcher};
+use super::desk::{Desk, DeskSettings};
+use super::ears::{Ears, Hearing, Watching};
+use super::exchange::Exchange;
+use super::host::StationHost;
 use super::keeper::{self, Keeper};
-use super::scribe::{Listener, Scribe, Told};
+use super::scribe::Scribe;
 use super::start::{self, StartError};
 use super::status::{Health, Status};
 use super::{Line, Parts, Station, report};
+use crate::backbone::Identity;
 use crate::camera::pairing::Pairer;
 use crate::camera::trigger::Source;
 use crate::clock::Moment;
 use crate::config::Config;
 use crate::gpio::{EdgeConfig, Edges, Reject};
-use crate::model::Model;
-use crate::operations::drift::Drift;
 use crate::operations::http::{self, Pages, Server};
 use crate::operations::machine::Readings;
-use crate::operations::metrics::{self, Recorder, Snapshot};
+use crate::operations::metrics::{self, Snapshot};
 use crate::operations::progress::{Progress, Pulse};
 use crate::operations::{MetricsAddress, realtime};
 use crate::outbox::Store;
-use crate::outbox::handshake::{Handshake, Happening};
+use crate::outbox::handshake::Happening;
 use crate::outbox::mqtt::{Command, Delivery, Inbox, Incoming, LinkState, inbox};
+use crate::update::agent::{Agent, AgentParts};
+use crate::update::bundle::{self, Software};
 use crate::verdict::payload::About;
-use crate::verdict::{Invalid, Outcome};
 
 /// Messages that can wait to be looked at.
 const MESSAGES: usize = 64;
@@ -37,102 +40,6 @@ pub(super) const TURN: Duration = Duration::from_millis(100);
 /// How long a thread of the station may stand still before the watchdog starves: longer than any frame, file or line takes
 /// that works.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// What those who watch the desk and hear the scribe share with the threads that publish.
-pub(super) struct Ears {
-    pub(super) recorder: Recorder,
-    drift: Mutex<Drift>,
-    handshake: Mutex<Talk>,
-    /// Something was told, or the handshake changed.
-    pub(super) news: Condvar,
-}
-
-pub(super) struct Talk {
-    pub(super) handshake: Handshake,
-    pub(super) changed: bool,
-}
-
-impl Ears {
-    pub(super) fn drift(&self) -> MutexGuard<'_, Drift> {
-        self.drift.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn talk(&self) -> MutexGuard<'_, Talk> {
-        self.handshake.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn take(&self, happening: Happening) {
-        let mut talk = self.talk();
-        if talk.handshake.take(happening) {
-            talk.changed = true;
-            self.news.notify_all();
-        }
-    }
-}
-
-/// Sees what happens at the desk, for handshake and reject line.
-struct Watching {
-    ears: Arc<Ears>,
-    reject: Option<Arc<Reject>>,
-}
-
-impl Watching {
-    /// A PASS was for the cell before.
-    fn reject(&self) {
-        if let Some(line) = &self.reject {
-            line.reject();
-        }
-    }
-}
-
-impl Watcher for Watching {
-    fn triggered(&mut self) {
-        self.reject();
-        self.ears.take(Happening::Trigger);
-    }
-
-    fn exposed(&mut self, expected: bool) {
-        self.reject();
-        if expected {
-            self.ears.take(Happening::Exposed);
-        }
-    }
-
-    fn missed(&mut self) {
-        self.reject();
-        self.ears.take(Happening::NoFrame);
-    }
-
-    fn blinded(&mut self) {
-        self.reject();
-    }
-}
-
-/// Hears each verdict once it is durable: the reject line, counters, drift and the handshake.
-struct Hearing {
-    ears: Arc<Ears>,
-    reject: Option<Arc<Reject>>,
-}
-
-impl Listener for Hearing {
-    fn told(&mut self, told: &Told<'_>) {
-        if let Some(line) = &self.reject {
-            match told.outcome {
-                // With a newer cell under the camera an edge would be taken for that one's.
-                Outcome::Pass(_) if told.newest => line.pass(),
-                _ => line.reject(),
-            }
-        }
-        self.ears.recorder.record(told.said, told.latency_us);
-        self.ears.drift().record(told.said, told.score);
-        match (told.key, told.asked) {
-            (Some(key), true) => self.ears.take(Happening::Verdict(key)),
-            (Some(key), false) => self.ears.take(Happening::Stray(key)),
-            (None, true) => self.ears.take(Happening::Unwritten),
-            (None, false) => {}
-        }
-    }
-}
 
 pub(super) struct Shared {
     line: Line,
@@ -146,7 +53,6 @@ pub(super) struct Shared {
     /// No more cells are taken.
     pub(super) closing: AtomicBool,
     stop: AtomicBool,
-    model: [u8; 8],
 }
 
 impl Shared {
@@ -162,7 +68,7 @@ impl Shared {
     pub(super) fn status(&self) -> Status {
         let (mut status, counts) = (self.line.status(), self.inbox.counts());
         (status.pending, status.dropped) = (self.store.pending(), self.store.dropped());
-        (status.model, status.broker, status.drift) = (self.model, self.delivery.health(), self.ears.drift().alarm());
+        (status.broker, status.drift) = (self.delivery.health(), self.ears.lately().drift.alarm());
         (status.temperature, status.faults.bad_messages) = (self.readings().temperature, counts.bad() + counts.overrun);
         status
     }
@@ -174,7 +80,9 @@ pub struct Appliance {
     station: Option<Station>,
     threads: Vec<JoinHandle<()>>,
     server: Option<Server>,
-    model: Arc<Model>,
+    /// Ends first: it speaks to the judge.
+    agent: Option<Agent>,
+    model: Identity,
     camera: String,
 }
 
@@ -188,31 +96,34 @@ impl Appliance {
     /// What cannot be used at all: model, backbone, calibration, outbox, GPIO lines, a camera that refuses its settings.
     pub fn start(config: &Config) -> Result<Self, StartError> {
         realtime::prepare_process(&config.operations);
+        let (path, updates) = start::in_force(config)?;
         // The threads that share a cell's work are made here: they get cores and priority from the one that makes them.
-        let (model, inspector) = std::thread::scope(|scope| {
+        let (model, workers, inspector) = std::thread::scope(|scope| {
             let made = scope.spawn(|| {
                 realtime::prepare_thread(&config.operations);
-                start::inspector(config)
+                let (model, workers) = (start::open(&path)?, start::workers(config));
+                let inspector = start::inspector_for(config, &model, &workers)?;
+                Ok((model, workers, inspector))
             });
             made.join().unwrap_or_else(|_| Err(StartError::Threads(std::io::Error::other("making the judge failed"))))
         })?;
         let camera = start::open_camera(config)?;
-        let judge = start::judge(config, inspector, camera.as_ref())?;
+        let mut judge = start::judge(config, inspector, camera.as_ref())?;
+        let format = camera.format();
+        let exchange = updates.as_ref().map(|_| Arc::new(Exchange::new(format)));
+        if let Some(exchange) = &exchange {
+            judge = judge.with_exchange(Arc::clone(exchange));
+        }
         let store = Store::open(&config.outbox)?;
         let header = model.header();
 
-        let drift = Drift::new(&config.operations.drift, header.calibration.as_ref());
-        let handshake = Mutex::new(Talk { handshake: Handshake::new(config.handshake), changed: true });
-        let recorder = Recorder::new(&Invalid::NAMES);
-        let ears = Arc::new(Ears { recorder, drift: Mutex::new(drift), handshake, news: Condvar::new() });
+        let ears = Arc::new(Ears::new(config.handshake, &config.operations.drift, &model));
         let reject = config.gpio.reject.as_ref().map(Reject::open).transpose()?.map(Arc::new);
         let edges = match (config.trigger.source, &config.gpio.trigger) {
             (Source::Gpio, Some(edge)) => Some(Edges::open(edge)?),
             _ => None,
         };
 
-        let mut id = [0; 8];
-        id.copy_from_slice(&model.id().to_string().as_bytes()[..8]);
         let takt = Duration::from_millis(config.station.takt_ms.into());
         let in_time = takt - Duration::from_millis(config.station.margin_ms.into());
         let grid = header.settings.grid as usize;
@@ -259,14 +170,14 @@ impl Appliance {
             readings: Mutex::default(),
             closing: AtomicBool::new(false),
             stop: AtomicBool::new(false),
-            model: id,
         });
         let mut appliance = Self {
             shared: Arc::clone(&shared),
             station: Some(station),
             threads: Vec::new(),
             server: None,
-            model,
+            agent: None,
+            model: model.id(),
             camera: described,
         };
         appliance.server = serve(&config.operations.metrics, &shared, metrics_pulse);
@@ -277,6 +188,19 @@ impl Appliance {
         }
         let keeper = Keeper::new(config);
         appliance.spawn("keeper", move |shared| keeper.run(shared))?;
+        if let (Some(slots), Some(exchange)) = (updates, exchange) {
+            let station = bundle::Station {
+                line: config.mqtt.line.clone(),
+                station: config.mqtt.station.clone(),
+                groups: config.update.groups.clone(),
+                software: Software::own(),
+                backbone: start::backbone_identity(config)?.0,
+            };
+            let ears = Arc::clone(&shared.ears);
+            let host = Box::new(StationHost::new(config, exchange, ears, workers, format, &model));
+            let (update, mqtt) = (config.update.clone(), config.mqtt.clone());
+            appliance.agent = Some(Agent::start(AgentParts { config: update, mqtt, slots, station, host })?);
+        }
         Ok(appliance)
     }
 
@@ -310,10 +234,10 @@ impl Appliance {
         self.shared.ears.recorder.latency.read()
     }
 
-    /// The model in force.
+    /// The model that it started with. The one in force is in its [`status`](Self::status).
     #[must_use]
-    pub fn model(&self) -> &Arc<Model> {
-        &self.model
+    pub fn model(&self) -> Identity {
+        self.model
     }
 
     /// Which camera it is.
@@ -349,6 +273,7 @@ impl Appliance {
     fn end(&mut self, grace: Duration) -> (Status, LinkState) {
         self.shared.closing.store(true, Ordering::Release);
         self.shared.ears.take(Happening::Ready(false));
+        self.agent = None;
         if let Some(station) = self.station.take() {
             station.stop();
         }
@@ -448,7 +373,7 @@ struct Served(Arc<Shared>);
 impl Pages for Served {
     fn metrics(&mut self, out: &mut String) {
         let shared = &self.0;
-        let (status, drift, readings) = (shared.status(), shared.ears.drift().report(), shared.readings());
+        let (status, drift, readings) = (shared.status(), shared.ears.lately().drift.report(), shared.readings());
         let snapshot = Snapshot {
             status: &status,
             now: Moment::now(),

@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::judge::Tag;
 use super::status::{Counts, Health, Last, Said, Status, THUMBNAIL, Thumbnail};
 use crate::camera::pairing::{Decision, Doubt, Pairer};
 use crate::camera::trigger::{CellId, Trigger};
@@ -52,6 +53,8 @@ struct Slot {
     at: Moment,
     cell: Option<CellId>,
     verdict: Option<Verdict>,
+    /// Who judged it.
+    tag: Option<Tag>,
 }
 
 impl Slot {
@@ -72,6 +75,8 @@ pub struct Saying {
     pub asked: bool,
     /// What is said.
     pub verdict: Verdict,
+    /// The model that judged it, or would have; none: always the same one.
+    pub tag: Option<Tag>,
     /// Its heatmap; all zero where there is none.
     pub heat: Thumbnail,
 }
@@ -116,6 +121,8 @@ pub struct Desk {
     last_sequence: Option<u32>,
     frames: u64,
     newest: Moment,
+    /// The model that judges.
+    tag: Option<Tag>,
     status: Status,
 }
 
@@ -143,7 +150,19 @@ impl Desk {
             last_sequence: None,
             frames: 0,
             newest: Moment::default(),
+            tag: None,
             status,
+        }
+    }
+
+    /// From now on this model judges. Allocates nothing.
+    pub fn judged_by(&mut self, tag: Option<Tag>) {
+        self.tag = tag;
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        if let Some(Tag { model, .. }) = tag {
+            for (pair, byte) in self.status.model.chunks_exact_mut(2).zip(model.0) {
+                pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+            }
         }
     }
 
@@ -176,7 +195,7 @@ impl Desk {
         let first = self.settings.slots;
         let Some(slot) = self.slots[first..].iter().position(|slot| !slot.taken).map(|index| first + index) else {
             let (verdict, asked) = (Verdict::invalid(why), self.pairer.is_none());
-            self.tell(Saying { cell: None, at: taken, asked, verdict, heat: NO_HEAT });
+            self.tell(Saying { cell: None, at: taken, asked, verdict, tag: self.tag, heat: NO_HEAT });
             return;
         };
         self.slots[slot] = Slot { taken: true, verdict: Some(Verdict::invalid(why)), ..Slot::default() };
@@ -218,7 +237,7 @@ impl Desk {
             for _ in 0..lost {
                 self.frames += 1;
                 let (cell, verdict) = (Some(CellId::number(self.frames)), Verdict::invalid(Invalid::LostFrame));
-                self.tell(Saying { cell, at: taken, asked: true, verdict, heat: NO_HEAT });
+                self.tell(Saying { cell, at: taken, asked: true, verdict, tag: self.tag, heat: NO_HEAT });
             }
         }
     }
@@ -282,7 +301,7 @@ impl Desk {
         if self.slots[slot].told {
             self.free(slot);
         } else {
-            self.slots[slot].verdict = Some(verdict);
+            (self.slots[slot].verdict, self.slots[slot].tag) = (Some(verdict), self.tag);
             self.heats[slot] = *heat;
         }
         self.tick(now);
@@ -359,6 +378,7 @@ impl Desk {
                         at: trigger.map_or(now, |trigger| trigger.at),
                         asked: trigger.is_some(),
                         verdict: invalid,
+                        tag: self.tag,
                         heat: NO_HEAT,
                     }),
                 }
@@ -370,7 +390,8 @@ impl Desk {
         let Some(verdict) = self.slots[slot].verdict.take() else { return };
         let Slot { cell, at, asked, .. } = self.slots[slot];
         let heat = verdict.distances.and(self.heats.get(slot)).copied().unwrap_or(NO_HEAT);
-        self.tell(Saying { cell, at, asked, verdict, heat });
+        let tag = self.slots[slot].tag.or(self.tag);
+        self.tell(Saying { cell, at, asked, verdict, tag, heat });
         self.slots[slot].told = true;
         self.free(slot);
     }

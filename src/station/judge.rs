@@ -1,18 +1,41 @@
 //! Who looks at the frames.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::exchange::Exchange;
 use super::status::{THUMBNAIL, Thumbnail};
+use crate::backbone::Identity;
 use crate::clock::Date;
 use crate::frame::Frame;
 use crate::pipeline::Inspector;
 use crate::preprocess::sensor::Correction;
 use crate::verdict::{Invalid, Verdict};
 
+/// Which model judges, as far as a verdict says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tag {
+    /// Its name.
+    pub model: Identity,
+    /// Side of its heatmap.
+    pub grid: usize,
+}
+
 /// Looks at a frame and says what it shows. One thread of the station has it to itself.
 pub trait Judge: Send {
     /// Judges the cell in `frame`, which it may change, and draws the heatmap. Allocates nothing.
     fn judge(&mut self, frame: &mut Frame, heat: &mut Thumbnail) -> Verdict;
+
+    /// The model that judges; none: it is always the one that the scribe was told.
+    fn tag(&self) -> Option<Tag> {
+        None
+    }
+
+    /// Called between two frames and while there are none: the time to take over another model. Allocates nothing, and
+    /// says whether there is another one now.
+    fn between(&mut self) -> bool {
+        false
+    }
 }
 
 /// Frames that a frozen camera may give in turn.
@@ -20,7 +43,9 @@ const REMEMBERED: usize = 8;
 
 /// The real one: sensor correction and the inspection by a model.
 pub struct Inspection {
-    inspector: Inspector,
+    inspector: Box<Inspector>,
+    /// Where another one may come from.
+    exchange: Option<Arc<Exchange>>,
     sensor: Option<Correction>,
     seen: [u64; REMEMBERED],
     next: usize,
@@ -35,7 +60,14 @@ impl Inspection {
     /// which no sensor gives twice; a model made longer than `max_age` ago judges nothing.
     #[must_use]
     pub fn new(inspector: Inspector, sensor: Option<Correction>, duplicates: bool, max_age: Option<Duration>) -> Self {
-        Self { inspector, sensor, seen: [0; REMEMBERED], next: 0, duplicates, max_age }
+        let inspector = Box::new(inspector);
+        Self { inspector, exchange: None, sensor, seen: [0; REMEMBERED], next: 0, duplicates, max_age }
+    }
+
+    /// Takes over other models from there, and lends it frames.
+    #[must_use]
+    pub fn with_exchange(self, exchange: Arc<Exchange>) -> Self {
+        Self { exchange: Some(exchange), ..self }
     }
 
     fn seen_before(&mut self, frame: &Frame) -> bool {
@@ -71,7 +103,19 @@ impl Judge for Inspection {
         if let (Some(_), Some(calibration)) = (verdict.distances, &header.calibration) {
             thumbnail(self.inspector.heatmap(), header.settings.grid as usize, calibration.region, heat);
         }
+        if let Some(exchange) = &self.exchange {
+            exchange.lend(frame, &verdict);
+        }
         verdict
+    }
+
+    fn tag(&self) -> Option<Tag> {
+        let model = self.inspector.model();
+        Some(Tag { model: model.id(), grid: model.header().settings.grid as usize })
+    }
+
+    fn between(&mut self) -> bool {
+        self.exchange.as_ref().is_some_and(|exchange| exchange.take(&mut self.inspector))
     }
 }
 

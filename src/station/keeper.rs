@@ -22,7 +22,7 @@ const PUBLISH: Duration = Duration::from_secs(10);
 
 /// Publishes the numbers of this moment.
 pub(super) fn publish_numbers(shared: &Shared, status: &Status) {
-    let (mut text, drift) = (String::new(), shared.ears.drift().report());
+    let (mut text, drift) = (String::new(), shared.ears.lately().drift.report());
     report::write_numbers(status, &shared.ears.recorder.latency.read(), &drift, &mut text);
     shared.delivery.set_metrics(&text);
 }

@@ -13,6 +13,9 @@
 
 pub mod appliance;
 pub mod desk;
+mod ears;
+pub mod exchange;
+mod host;
 pub mod judge;
 mod keeper;
 pub mod ledger;
@@ -148,6 +151,7 @@ impl Station {
     pub fn start(parts: Parts) -> std::io::Result<Self> {
         let Parts { mut camera, mut judge, mut desk, mut scribe, slots, on_start, beat } = parts;
         desk.outbox_is(Health::Up, scribe.boot());
+        desk.judged_by(judge.tag());
         let format = camera.format();
         let shot = || Shot::new(format.width, format.height, format.white);
         let shared = Arc::new(Shared {
@@ -315,7 +319,11 @@ fn judge_frames(shared: &Shared, judge: &mut dyn Judge) {
     let mut heat = [[0; THUMBNAIL]; THUMBNAIL];
     loop {
         (shared.beat)(Part::Judge);
+        let changed = judge.between();
         let mut desk = shared.desk();
+        if changed {
+            desk.judged_by(judge.tag());
+        }
         let Some(slot) = desk.job() else {
             if shared.stopped() && shared.is_done(Part::Camera) {
                 return;

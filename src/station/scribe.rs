@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use super::desk::Saying;
+use super::judge::Tag;
 use super::ledger::Ledger;
 use super::status::Said;
 use crate::camera::trigger::CellId;
@@ -27,6 +28,8 @@ pub struct Told<'a> {
     pub outcome: &'a Outcome,
     /// What was written.
     pub said: Said,
+    /// The model that judged it, or would have; none: always the same one.
+    pub tag: Option<Tag>,
     /// Calibrated score, 0 to 1.
     pub score: Option<f32>,
     /// From exposure to the moment at which it was durable, in microseconds.
@@ -54,7 +57,7 @@ pub struct Scribe {
 }
 
 impl Scribe {
-    /// `about` is what payloads say of the model; a PASS is of no use to a wire later than `takt` after the exposure.
+    /// `about` is what payloads say of the model, unless a saying knows better; a PASS is of no use to a wire later than `takt` after the exposure.
     #[must_use]
     pub fn new(
         ledger: Box<dyn Ledger>,
@@ -82,6 +85,7 @@ impl Scribe {
             key,
             outcome: if key.is_none() || now > saying.at + self.takt { &of_no_use } else { &saying.verdict.outcome },
             said: if key.is_none() { Said::Invalid("unwritten") } else { saying.said() },
+            tag: saying.tag,
             score: saying.verdict.score,
             latency_us,
             asked: saying.asked,
@@ -114,7 +118,10 @@ impl Scribe {
 
     fn append(&mut self, saying: &Saying) -> Result<Key, OutboxError> {
         let Saying { cell, at, ref verdict, .. } = *saying;
-        let (about, time) = (self.about, Date::of(at));
+        let (mut about, time) = (self.about, Date::of(at));
+        if let Some(Tag { model, grid }) = saying.tag {
+            (about.model, about.grid) = (model, grid);
+        }
         self.ledger.append(&mut |key, text| {
             let latency_us = micros(Moment::now().since(at));
             let stamp = Some(Stamp { boot: key.boot, seq: key.seq, time, latency_us });

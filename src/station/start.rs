@@ -1,26 +1,32 @@
 //! From a configuration to the parts of a station: everything is opened and checked here, before the first frame.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 
 use super::judge::Inspection;
-use crate::backbone::BackboneError;
 use crate::backbone::cpu::CpuBackbone;
 use crate::backbone::weights::{Loaded, WeightsError};
+use crate::backbone::{BackboneError, Identity};
 use crate::camera::config as camera;
 use crate::camera::pulse::Pulsed;
 use crate::camera::trigger::Source;
 use crate::camera::{Camera, CameraError};
+use crate::clock::Moment;
 use crate::config::Config;
 use crate::gpio::GpioError;
 use crate::model::{Model, ModelError};
 use crate::outbox::OutboxError;
 use crate::pipeline::{Inspector, PipelineError};
 use crate::preprocess::sensor::{Correction, SensorError};
+use crate::update::disk::Folder;
+use crate::update::slots::{Slots, UpdateError};
 use crate::workers::Workers;
+
+/// How long the state folder is waited for.
+const LOCK: Duration = Duration::from_secs(30);
 
 /// Why a station does not start.
 #[derive(Debug, Error)]
@@ -53,30 +59,109 @@ pub enum StartError {
     /// A GPIO line cannot be had.
     #[error("[gpio] {0}")]
     Gpio(#[from] GpioError),
+    /// The state folder of updates cannot be used.
+    #[error("[update] state: {0}")]
+    Update(#[from] UpdateError),
+    /// The state folder cannot be had.
+    #[error("[update] state: opening {}: {source}; end the other cellgate, and let this one write there", path.display())]
+    State {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The system gives no thread.
     #[error("starting the station's threads: {0}")]
     Threads(#[from] std::io::Error),
 }
 
-/// Opens the model and binds it to its backbone.
+/// The model that is in force, and the state folder that says so; no folder where the station takes no updates.
 ///
 /// # Errors
-/// If one of them cannot be read, or they do not go together.
-pub fn inspector(config: &Config) -> Result<(Arc<Model>, Inspector), StartError> {
-    let model = Arc::new(Model::open(&config.model.path)?);
-    if model.header().calibration.is_none() {
-        return Err(StartError::Uncalibrated(config.model.path.clone()));
+/// If there is no model, or the folder cannot be used.
+pub fn in_force(config: &Config) -> Result<(PathBuf, Option<Slots<Folder>>), StartError> {
+    let (update, factory) = (&config.update, &config.model.path);
+    if !update.is_on() {
+        return Ok((factory.clone(), None));
     }
-    let weights = &config.model.backbone;
-    let loaded = if weights.as_os_str().is_empty() { Loaded::embedded()? } else { Loaded::read(weights)? };
+    let unless_there = |error| if factory.as_os_str().is_empty() { Err(error) } else { Ok(factory.clone()) };
+    let folder = lock(&update.state)?;
+    let slots = match Slots::open(folder) {
+        Ok(slots) => slots,
+        Err(UpdateError::NoKeys) => {
+            log::warn!("updates: {}: {}", update.state.display(), UpdateError::NoKeys);
+            return Ok((unless_there(UpdateError::NoKeys)?, None));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut slots = if factory.as_os_str().is_empty() { slots } else { slots.with_factory() };
+    let path = match slots.start(&update.probation.limits()) {
+        Ok((slot, fitted)) => {
+            log::info!("updates: version {} is in force, from slot {slot}", fitted.version);
+            slots.disk().path(slot.model())
+        }
+        Err(error @ UpdateError::NoModel) => unless_there(error)?,
+        Err(error) => return Err(error.into()),
+    };
+    Ok((path, Some(slots)))
+}
+
+/// The state folder for this process alone. Who installs beside it is waited for.
+fn lock(state: &Path) -> Result<Folder, StartError> {
+    let until = Moment::now() + LOCK;
+    loop {
+        match Folder::new(state) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && Moment::now() < until => {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            folder => return folder.map_err(|source| StartError::State { path: state.into(), source }),
+        }
+    }
+}
+
+/// Opens a calibrated model.
+///
+/// # Errors
+/// If it cannot be read, or has no calibration.
+pub fn open(path: &Path) -> Result<Arc<Model>, StartError> {
+    let model = Arc::new(Model::open(path)?);
+    if model.header().calibration.is_none() {
+        return Err(StartError::Uncalibrated(path.into()));
+    }
+    Ok(model)
+}
+
+/// The threads that share the work on a cell.
+#[must_use]
+pub fn workers(config: &Config) -> Arc<Workers> {
     let threads = match config.model.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         threads => threads,
     };
-    let (workers, settings) = (Arc::new(Workers::new(threads)), &model.header().settings);
-    let backbone = CpuBackbone::for_stages(&loaded.network, settings.size as usize, settings.stages.0, &workers)?;
-    let inspector = Inspector::new(Arc::clone(&model), Box::new(backbone), workers)?;
-    Ok((model, inspector))
+    Arc::new(Workers::new(threads))
+}
+
+/// The identity of the backbone that the station runs.
+///
+/// # Errors
+/// If its weights cannot be read.
+pub fn backbone_identity(config: &Config) -> Result<Identity, StartError> {
+    Ok(weights(config)?.network.identity())
+}
+
+fn weights(config: &Config) -> Result<Loaded, StartError> {
+    let weights = &config.model.backbone;
+    Ok(if weights.as_os_str().is_empty() { Loaded::embedded()? } else { Loaded::read(weights)? })
+}
+
+/// Binds a model to the station's backbone.
+///
+/// # Errors
+/// If the weights cannot be read, or they do not go together.
+pub fn inspector_for(config: &Config, model: &Arc<Model>, workers: &Arc<Workers>) -> Result<Inspector, StartError> {
+    let (loaded, settings) = (weights(config)?, &model.header().settings);
+    let backbone = CpuBackbone::for_stages(&loaded.network, settings.size as usize, settings.stages.0, workers)?;
+    Ok(Inspector::new(Arc::clone(model), Box::new(backbone), Arc::clone(workers))?)
 }
 
 /// Opens the camera, and picks the lit frames if it runs freely.

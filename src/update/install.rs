@@ -134,7 +134,7 @@ impl<D: Disk> Slots<D> {
         let have = self.part_of(wanted).map_err(&failed)?;
         let (keys, marks) = (self.record().keys.clone(), self.record().marks());
         let base = self.record().in_force().map(|(_, fitted)| fitted.hash);
-        let (came, broke, hash) = (std::cell::Cell::new(have), RefCell::new(None), RefCell::new(blake3::Hasher::new()));
+        let (broke, hash) = (RefCell::new(None), RefCell::new(blake3::Hasher::new()));
         let shared = RefCell::new(&mut self.disk);
         let rest = open(have).map_err(|source| UpdateError::Interrupted { have, source })?;
         let mut source = Resumed { disk: &shared, at: 0, have, rest, hash: &hash, broke: &broke };
@@ -145,25 +145,17 @@ impl<D: Disk> Slots<D> {
             }
             manifest.admit(station, marks, now, base)
         };
-        let mut at = 0;
-        let mut keep = |bytes: &[u8]| {
-            let known = have.saturating_sub(at).min(bytes.len() as u64) as usize;
-            at += bytes.len() as u64;
-            if known < bytes.len() {
-                shared.borrow_mut().append(PART, &bytes[known..])?;
-                came.set(at);
-            }
-            Ok(())
-        };
-        let received = bundle::receive(&mut source, &keys, admit, &mut keep).and_then(|manifest| {
+        // The source keeps each byte as it comes, so that even a line that breaks again and again gets on.
+        let received = bundle::receive(&mut source, &keys, admit, &mut |_| Ok(())).and_then(|manifest| {
             let whole = Hash(*hash.borrow().finalize().as_bytes());
             let other = || BundleError::Damaged("it is another bundle than the one that was offered".into());
             (whole == wanted.bundle).then_some(manifest).ok_or_else(other)
         });
+        let have = source.at;
         if let Some(source) = broke.into_inner() {
             // Best effort: what the disk loses is fetched again.
             let _ = self.disk.sync(PART);
-            return Err(UpdateError::Interrupted { have: came.get(), source });
+            return Err(UpdateError::Interrupted { have, source });
         }
         self.keep_if_good(received)
     }
@@ -338,7 +330,7 @@ impl<D: Disk> Read for SharedReading<'_, '_, D> {
     }
 }
 
-/// What lies there of a download, and then what follows.
+/// What lies there of a download, and then what follows, which is kept there as it comes.
 struct Resumed<'a, 'd, D, R> {
     disk: &'a RefCell<&'d mut D>,
     at: u64,
@@ -356,13 +348,15 @@ impl<D: Disk, R: Read> Read for Resumed<'_, '_, D, R> {
             self.disk.borrow().read_at(PART, self.at, &mut buffer[..part])?;
             part
         } else {
-            self.rest.read(buffer).map_err(|error| {
+            let part = self.rest.read(buffer).map_err(|error| {
                 let kind = error.kind();
                 if kind != io::ErrorKind::Interrupted {
                     *self.broke.borrow_mut() = Some(error);
                 }
                 io::Error::from(kind)
-            })?
+            })?;
+            self.disk.borrow_mut().append(PART, &buffer[..part])?;
+            part
         };
         self.hash.borrow_mut().update(&buffer[..part]);
         self.at += part as u64;

@@ -25,3 +25,5 @@ mod attacks;
 mod fake;
 #[cfg(test)]
 mod power;
+#[cfg(test)]
+mod resume;

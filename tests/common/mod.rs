@@ -1,7 +1,6 @@
 //! What the integration tests share.
 #![allow(dead_code, missing_docs)]
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,12 +21,9 @@ use cellgate::synth::{DefectKind, Generator, Selection, SynthCell, SynthConfig};
 use cellgate::verdict::{Class, Cost, Grading, OperatingPoint};
 use cellgate::workers::Workers;
 
-/// Says, past the test harness's capture, that a test did not run and what it needs; fails where nothing may be
-/// skipped (`CELLGATE_REQUIRE_ALL`).
-pub fn skip(test: &str, need: &str) {
-    assert!(std::env::var_os("CELLGATE_REQUIRE_ALL").is_none(), "{test} may not be skipped; it needs {need}");
-    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {need}");
-}
+mod skip;
+
+pub use skip::skip;
 
 /// Writes synthetic good cells of 180 × 180 pixels as PGM files, and names them.
 pub fn good_cells(folder: &Path, count: u64) -> Vec<Cell> {

@@ -97,6 +97,8 @@ pub struct Subject<'a> {
     pub outbox: Option<&'a Path>,
     /// Bytes that the outbox may grow to.
     pub outbox_bytes: u64,
+    /// The state folder of updates.
+    pub updates: Option<&'a Path>,
     /// The display.
     pub display: Option<&'a DisplayConfig>,
     /// Operations.
@@ -118,6 +120,7 @@ pub fn examine(subject: Subject<'_>) -> Vec<Check> {
     if let Some(folder) = subject.outbox {
         checks.extend(machine::disk(folder, subject.outbox_bytes));
     }
+    checks.extend(subject.updates.map(parts::updates));
     checks.extend(machine::memory(&machine, model.bytes));
     checks.push(machine::open_files());
     checks.extend(machine::limits(subject.operations));

@@ -10,6 +10,8 @@ use crate::backbone::weights::Loaded;
 use crate::camera::{CameraError, Shot};
 use crate::display::{DisplayConfig, Output};
 use crate::model::Model;
+use crate::update::disk::Folder;
+use crate::update::slots::{Slots, UpdateError};
 
 /// How long a frame is waited for.
 const FRAME: Duration = Duration::from_secs(3);
@@ -76,6 +78,41 @@ pub(super) fn model(path: Option<&Path>, backbone: Option<&Path>) -> (Vec<Check>
         },
     });
     (checks, about)
+}
+
+/// Whether the state folder of updates can be used, whose signatures count there, and what is in force.
+pub(super) fn updates(path: &Path) -> Check {
+    let keys = "install a key set: `cellgate update install KEYS.cgk --trust`";
+    if !path.is_dir() {
+        return Check::warn("updates", format!("there is no folder {}", path.display()), keys);
+    }
+    let record = match Slots::look(&Folder::look(path)) {
+        Ok(record) => record,
+        Err(error @ UpdateError::NoKeys) => return Check::warn("updates", error.to_string(), keys),
+        Err(error) => {
+            let remedy = "set the folder up anew: move it away, and install the key set and a bundle";
+            return Check::fail("updates", format!("{}: {error}", path.display()), remedy);
+        }
+    };
+    let in_force = record.in_force().map_or_else(
+        || "the model of the configuration is in force".to_owned(),
+        |(slot, fitted)| format!("version {} is in force, from slot {slot}", fitted.version),
+    );
+    let keys = &record.keys;
+    let seen = format!(
+        "{}: {in_force}; key set {}, {} of {} must sign; {}",
+        path.display(),
+        keys.version,
+        keys.threshold,
+        keys.keys.len(),
+        record.last
+    );
+    match tempfile::NamedTempFile::new_in(path) {
+        Ok(_) => Check::ok("updates", seen),
+        Err(error) => {
+            Check::fail("updates", format!("{seen}; writing there: {error}"), "let the station's user write there")
+        }
+    }
 }
 
 /// Whether the camera opens and gives a frame with something in it.

@@ -167,6 +167,7 @@ fn a_station_without_anything_is_told_everything() {
         broker: None,
         outbox: Some(&missing),
         outbox_bytes: 0,
+        updates: Some(&missing),
         display: Some(&png),
         operations: &operations,
         root: folder.path(),

@@ -280,8 +280,12 @@ impl Work {
         };
         self.post.about(offer);
         if let (true, Some((_, fitted))) = (on_probation, self.slots.record().in_force()) {
-            let progress = self.slots.record().progress(&self.config.probation.limits());
-            self.post.report.offered.get_or_insert(fitted.version);
+            let (version, progress) = (fitted.version, self.slots.record().progress(&self.config.probation.limits()));
+            if offer.is_none() {
+                let offer = self.post.plan.offer_of(version).cloned();
+                self.post.about(offer.as_ref());
+                self.post.report.offered = Some(version);
+            }
             self.post.say(State::Probation, progress, None);
             return;
         }
@@ -352,6 +356,12 @@ fn is_final(error: &BundleError) -> bool {
     )
 }
 
+/// A model on which the engine panics is refused like one that judges wrongly.
+fn survived(trial: impl FnOnce() -> Result<(), NotProven>) -> Result<(), NotProven> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(trial))
+        .unwrap_or_else(|_| Err("the engine failed on it; the log says where".into()))
+}
+
 /// Golden frames, then live ones.
 fn prove(
     folder: &Folder,
@@ -362,15 +372,17 @@ fn prove(
     shadow: bool,
 ) -> Result<(), NotProven> {
     post.say(State::Prove, None, None);
-    host.prove(&folder.path(staged.model), &folder.path(staged.golden))?;
+    survived(|| host.prove(&folder.path(staged.model), &folder.path(staged.golden)))?;
     if !shadow {
         return Ok(());
     }
-    host.shadow(&mut |seen| {
-        post.turn(Duration::ZERO);
-        post.shadow(seen);
-        post.say(State::Shadow, None, None);
-        post.called_off(offer)
+    survived(|| {
+        host.shadow(&mut |seen| {
+            post.turn(Duration::ZERO);
+            post.shadow(seen);
+            post.say(State::Shadow, None, None);
+            post.called_off(offer)
+        })
     })?;
     // The last word before it is in force.
     post.turn(Duration::ZERO);

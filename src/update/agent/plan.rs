@@ -197,6 +197,12 @@ impl Plan {
         })
     }
 
+    /// An offer of this version, if there is one.
+    #[must_use]
+    pub fn offer_of(&self, version: u64) -> Option<&Offer> {
+        self.offers.iter().flatten().find(|offer| offer.number == version)
+    }
+
     /// The group from which an offer came that is being followed.
     #[must_use]
     pub fn group_of(&self, offer: &Offer) -> Option<usize> {

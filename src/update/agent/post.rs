@@ -147,7 +147,7 @@ impl Post {
         let is_news = self.said.as_ref().is_none_or(|(at, said)| {
             let Report { progress, shadow, .. } = *said;
             let same_but_progress = Report { progress, shadow, ..self.report.clone() } == *said;
-            !same_but_progress || self.report != *said && now.since(*at) >= REPORT
+            !same_but_progress || self.report != *said && (progress.is_none() || now.since(*at) >= REPORT)
         });
         if is_news {
             self.report.time = Date::now();
