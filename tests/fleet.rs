@@ -3,9 +3,10 @@
 
 #[path = "common/broker.rs"]
 mod broker;
-mod common;
 #[path = "common/fleet.rs"]
 mod fleet;
+#[path = "common/skip.rs"]
+mod skip;
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use broker::{Broker, Plc, wait_for};
 use cellgate::clock::Date;
-use cellgate::update::bundle::{Hash, Targets};
+use cellgate::update::bundle::Hash;
 use cellgate::update::message::{Offer, Report, State};
 use fleet::{command, done, refused, write_bundle, write_keys};
 use rumqttc::QoS;
@@ -62,7 +63,7 @@ fn populate(port: u16) -> Plc {
 
 #[test]
 fn status_shows_every_station_and_nothing_that_a_screen_would_obey() {
-    let Some(broker) = Broker::start() else { return common::skip("fleet status", "apt: mosquitto") };
+    let Some(broker) = Broker::start() else { return skip::skip("fleet status", "apt: mosquitto") };
     let _plc = populate(broker.port);
     let text = done(broker.port, "fleet status");
     let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
@@ -86,22 +87,22 @@ fn status_shows_every_station_and_nothing_that_a_screen_would_obey() {
 
 #[test]
 fn an_offer_is_checked_shown_sent_halted_and_withdrawn_with_its_chunks() {
-    let Some(broker) = Broker::start() else { return common::skip("fleet offer", "apt: mosquitto") };
+    let Some(broker) = Broker::start() else { return skip::skip("fleet offer", "apt: mosquitto") };
     let plc = populate(broker.port);
     let folder = tempfile::tempdir().unwrap();
-    let (keys, bundle) = (write_keys(folder.path()), write_bundle(folder.path(), 7, 200_000, Targets::default()));
+    let (keys, bundle) = (write_keys(folder.path()), write_bundle(folder.path(), 7, 200_000));
     let offer = |more: &str| format!("fleet offer {} --keys {} --group pilot {more}", bundle.display(), keys.display());
 
     let said = done(broker.port, &offer("--chunks --dry-run"));
-    assert!(said.contains("group pilot: 2 stations") && said.contains("1 are offline and take it"), "{said}");
-    assert!(said.contains("1 have it (l1/el-1)") && said.contains("nothing was sent"), "{said}");
+    assert!(said.contains("group pilot: 2 stations") && said.contains("1 offline: takes it"), "{said}");
+    assert!(said.contains("1 has it (l1/el-1)") && said.contains("nothing was sent"), "{said}");
     refused(broker.port, &offer(""), "give --url, --chunks or both");
     refused(broker.port, "fleet halt --group pilot", "nothing is offered");
 
     // What lies there of another offer that was never finished.
     keep(&plc, "cellgate/fleet/pilot/bundle/0123/99", "x");
     let said = done(broker.port, &offer("--chunks --percent 50"));
-    assert!(said.contains("0.200 MB, 50 %, chunks"), "{said}");
+    assert!(said.contains("MB, 50 %, chunks"), "{said}");
     let heard = Plc::listen(broker.port, "cellgate/fleet/pilot/#");
     let messages: Vec<_> = (0..6).map(|_| heard.next()).collect();
     assert!(messages.iter().all(|message| message.retain && message.payload.len() <= 1 << 16));
@@ -115,7 +116,7 @@ fn an_offer_is_checked_shown_sent_halted_and_withdrawn_with_its_chunks() {
 
     done(broker.port, "fleet halt --group pilot");
     assert!(done(broker.port, "fleet status").contains("HALTED"));
-    let older = write_bundle(folder.path(), 6, 1000, Targets::default());
+    let older = write_bundle(folder.path(), 6, 1000);
     let words = format!("fleet offer {} --keys {} --group pilot --chunks", older.display(), keys.display());
     refused(broker.port, &words, "no station goes back by an offer");
     let said = done(broker.port, "fleet withdraw --group pilot");
@@ -137,9 +138,9 @@ fn a_broker_that_takes_an_offer_and_does_not_keep_it_is_found_out() {
         std::fs::write(&file, "topic read #\ntopic write cellgate/fleet/marker/#\n").unwrap();
         format!("allow_anonymous true\nacl_file {}\n", file.display())
     };
-    let Some(broker) = Broker::with(rules) else { return common::skip("fleet access", "apt: mosquitto") };
+    let Some(broker) = Broker::with(rules) else { return skip::skip("fleet access", "apt: mosquitto") };
     let folder = tempfile::tempdir().unwrap();
-    let (keys, bundle) = (write_keys(folder.path()), write_bundle(folder.path(), 7, 1000, Targets::default()));
+    let (keys, bundle) = (write_keys(folder.path()), write_bundle(folder.path(), 7, 1000));
     for (way, topic) in [("--chunks", "/bundle/"), ("--url https://updates.example/v7.cgb", "/offer")] {
         let words = format!("fleet offer {} --keys {} --group g {way}", bundle.display(), keys.display());
         refused(broker.port, &words, topic);
@@ -149,7 +150,7 @@ fn a_broker_that_takes_an_offer_and_does_not_keep_it_is_found_out() {
 
 #[test]
 fn watch_tells_each_change_through_a_restart_of_the_broker_and_ends_on_ctrl_c() {
-    let Some(mut broker) = Broker::start() else { return common::skip("fleet watch", "apt: mosquitto") };
+    let Some(mut broker) = Broker::start() else { return skip::skip("fleet watch", "apt: mosquitto") };
     let plc = populate(broker.port);
     let mut watch = command(broker.port, "fleet watch --json").stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(watch.stdout.take().unwrap()).lines();

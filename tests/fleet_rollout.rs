@@ -5,9 +5,10 @@
 
 #[path = "common/broker.rs"]
 mod broker;
-mod common;
 #[path = "common/fleet.rs"]
 mod fleet;
+#[path = "common/skip.rs"]
+mod skip;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
@@ -20,7 +21,6 @@ use std::time::{Duration, Instant};
 
 use broker::{Broker, Plc, wait_for};
 use cellgate::clock::Date;
-use cellgate::update::bundle::Targets;
 use cellgate::update::message::{Offer, Report, State, in_wave};
 use fleet::{Manner, Station, command, refused, template, write_bundle, write_keys};
 use rumqttc::QoS;
@@ -102,8 +102,8 @@ fn names<'a>(stations: impl IntoIterator<Item = &'a Station>, manners: &[Manner]
 }
 
 /// So many stations of four lines with version 1 in force.
-fn stations(folder: &Path, keys: &Path, count: usize, manner: impl Fn(usize) -> Manner) -> Vec<Station> {
-    let template = template(folder, keys);
+fn stations(folder: &Path, count: usize, manner: impl Fn(usize) -> Manner) -> Vec<Station> {
+    let template = template(folder);
     (0..count)
         .map(|i| Station::new(folder, &template, &format!("l{}", i % 4), &format!("el-{i:03}"), manner(i)))
         .collect()
@@ -162,18 +162,18 @@ fn peak_kb(id: u32) -> u64 {
 
 #[test]
 fn every_healthy_station_ends_on_the_new_model_and_none_takes_it_outside_its_wave() {
-    let Some(mut broker) = Broker::start() else { return common::skip("fleet rollout", "apt: mosquitto") };
+    let Some(mut broker) = Broker::start() else { return skip::skip("fleet rollout", "apt: mosquitto") };
     let (port, count) = (broker.port, count());
     let folder = tempfile::tempdir().unwrap();
     let keys = write_keys(folder.path());
     // One of twenty misbehaves in each way.
-    let mut fleet = stations(folder.path(), &keys, count, |i| match i % 20 {
+    let mut fleet = stations(folder.path(), count, |i| match i % 20 {
         3 => Manner::Refuses,
         7 => Manner::GoesBack,
         11 | 13 => Manner::Slow,
         _ => Manner::Healthy,
     });
-    let bundle = write_bundle(folder.path(), 2, 200_000, Targets::default());
+    let bundle = write_bundle(folder.path(), 2, 200_000);
     // Two are switched off and come when all is over.
     let mut absent = fleet.split_off(count - 2);
     let healthy = names(&fleet, &[Manner::Healthy, Manner::Slow]);
@@ -184,9 +184,9 @@ fn every_healthy_station_ends_on_the_new_model_and_none_takes_it_outside_its_wav
 
     let start = Instant::now();
     let may_fail = refuse.len() + back.len();
-    let more = format!("--waves 10,50,100 --soak 0.02 --patience 10 --max-failures {may_fail}");
+    let more = format!("--waves 20,60,100 --soak 0.02 --patience 10 --max-failures {may_fail}");
     let mut first = rollout(port, &bundle, &keys, &more);
-    first.until("50 %:");
+    first.until("60 %:");
     // In the midst of a wave: whoever rolls out is killed, the broker is started again, stations too.
     first.child.kill().unwrap();
     first.child.wait().unwrap();
@@ -217,7 +217,7 @@ fn every_healthy_station_ends_on_the_new_model_and_none_takes_it_outside_its_wav
     wait_for("the late ones", || observer.all(|report| report.number == 2) == &healthy | &late);
     observer.assert_waves();
     let percents: Vec<u8> = observer.seen.lock().unwrap().offers.iter().map(|offer| offer.percent).collect();
-    assert!(percents.is_sorted() && percents.starts_with(&[10]) && percents.ends_with(&[100]), "{percents:?}");
+    assert!(percents.is_sorted() && percents.starts_with(&[20]) && percents.ends_with(&[100]), "{percents:?}");
     println!(
         "{count} stations: {:.1} s from the offer to done, {} offers and reports; peak memory: {memory} kB for the \
          rollout, {} kB for all agents and this test, {} kB for the broker since its last start",
@@ -235,12 +235,12 @@ fn every_healthy_station_ends_on_the_new_model_and_none_takes_it_outside_its_wav
 
 #[test]
 fn a_bad_bundle_halts_in_the_first_wave_and_all_stations_are_back_on_the_old_model() {
-    let Some(broker) = Broker::start() else { return common::skip("fleet bad bundle", "apt: mosquitto") };
+    let Some(broker) = Broker::start() else { return skip::skip("fleet bad bundle", "apt: mosquitto") };
     let (port, count) = (broker.port, count());
     let folder = tempfile::tempdir().unwrap();
     let keys = write_keys(folder.path());
-    let mut fleet = stations(folder.path(), &keys, count, |_| Manner::GoesBack);
-    let bundle = write_bundle(folder.path(), 2, 100_000, Targets::default());
+    let mut fleet = stations(folder.path(), count, |_| Manner::GoesBack);
+    let bundle = write_bundle(folder.path(), 2, 100_000);
     let observer = Observer::watch(port);
     switch_on(port, &mut fleet);
     wait_for("all stations", || observer.all(|report| report.number == 1).len() == count);

@@ -156,19 +156,19 @@ impl Standing {
         Self::Software,
     ];
 
-    /// What it means, for people.
+    /// What it means, for people, of one station or many.
     #[must_use]
     pub fn text(self) -> &'static str {
         match self {
-            Self::Takes => "take it now",
-            Self::Away => "are offline and take it when they are back",
-            Self::Later => "are in a later wave",
-            Self::Has => "have it",
-            Self::Newer => "have a newer one",
-            Self::Refused => "refused it or went back before, and never take this version again",
-            Self::NotFor => "are not among the lines, stations or groups that it is for, and refuse it",
-            Self::OtherBase => "have another model than the one that it is the difference to, and refuse it",
-            Self::Software => "run a cellgate that is too old for it, and refuse it",
+            Self::Takes => "takes it now",
+            Self::Away => "offline: takes it when it is back",
+            Self::Later => "in a later wave",
+            Self::Has => "has it",
+            Self::Newer => "has a newer one",
+            Self::Refused => "refused it or went back: never takes this version again",
+            Self::NotFor => "not among the lines, stations or groups that it is for: refuses it",
+            Self::OtherBase => "has another model than the one that it is the difference to: refuses it",
+            Self::Software => "its cellgate is too old: refuses it",
         }
     }
 }
@@ -198,4 +198,92 @@ pub fn standing(bundle: &Checked, name: &Name, station: &Station, group: &str, o
     } else {
         Standing::Away
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Moment;
+    use crate::fleet::view::Status;
+    use crate::update::bundle::{Software, Targets};
+    use crate::update::message::{CHUNK_BYTES, Refused, Report, State};
+
+    fn checked(targets: Targets, base: Option<Hash>) -> Checked {
+        let manifest = Manifest {
+            product: "cellgate".into(),
+            version: 8,
+            backbone: [0; 32],
+            targets,
+            created: 0,
+            expires: u64::MAX,
+            base,
+            sections: vec![],
+        };
+        Checked { path: "v8.cgb".into(), manifest, hash: Hash::of(b"8"), bytes: 9 }
+    }
+
+    #[test]
+    fn every_reason_not_to_take_a_bundle_that_a_report_shows_is_told() {
+        let name = Name { line: "l1".into(), station: "el-1".into() };
+        let report = Report {
+            state: State::Good,
+            number: 7,
+            model: String::new(),
+            file: Some(Hash::of(b"7")),
+            groups: vec!["pilot".into()],
+            offered: None,
+            bundle: None,
+            progress: None,
+            shadow: None,
+            refused: vec![],
+            rolled_back: None,
+            last: String::new(),
+            software: "0.1.0".into(),
+            time: Date::default(),
+        };
+        let online = Status { state: "online".into(), ..Status::default() };
+        let station = Station { status: Some(online), report: Some(report), heard: Moment::default() };
+        let offer = Offer {
+            number: 8,
+            bundle: Hash::of(b"8"),
+            bytes: 9,
+            url: None,
+            chunks: true,
+            chunk_bytes: CHUNK_BYTES,
+            percent: 100,
+            salt: String::new(),
+            halted: false,
+            issued: Date::default(),
+        };
+        let any = checked(Targets::default(), None);
+        let of = |bundle: &Checked, change: &dyn Fn(&mut Report)| {
+            let mut station = station.clone();
+            change(station.report.as_mut().unwrap());
+            standing(bundle, &name, &station, "pilot", &offer)
+        };
+        let same = |_: &mut Report| {};
+        assert_eq!(of(&any, &same), Some(Standing::Takes));
+        assert_eq!(of(&any, &|report| report.number = 8), Some(Standing::Has));
+        assert_eq!(of(&any, &|report| report.number = 9), Some(Standing::Newer));
+        let refused = |number| Refused { number, why: String::new() };
+        assert_eq!(of(&any, &|report| report.refused = vec![refused(8)]), Some(Standing::Refused));
+        assert_eq!(of(&any, &|report| report.rolled_back = Some(refused(9))), Some(Standing::Refused));
+        assert_eq!(of(&any, &|report| report.rolled_back = Some(refused(6))), Some(Standing::Takes));
+        assert_eq!(of(&any, &|report| report.groups.clear()), None);
+        let targets = |lines: &[&str], minimum_software| Targets {
+            lines: lines.iter().map(|&line| line.to_owned()).collect(),
+            minimum_software,
+            ..Targets::default()
+        };
+        let own = Software([0, 1, 0]);
+        assert_eq!(of(&checked(targets(&["l1", "l2"], own), None), &same), Some(Standing::Takes));
+        assert_eq!(of(&checked(targets(&["l2"], own), None), &same), Some(Standing::NotFor));
+        assert_eq!(of(&checked(targets(&[], Software([0, 2, 0])), None), &same), Some(Standing::Software));
+        assert_eq!(of(&checked(Targets::default(), Some(Hash::of(b"7"))), &same), Some(Standing::Takes));
+        assert_eq!(of(&checked(Targets::default(), Some(Hash::of(b"6"))), &same), Some(Standing::OtherBase));
+        let none = Offer { percent: 0, ..offer.clone() };
+        assert_eq!(standing(&any, &name, &station, "pilot", &none), Some(Standing::Later));
+        let gone = Station { status: None, ..station.clone() };
+        assert_eq!(standing(&any, &name, &gone, "pilot", &offer), Some(Standing::Away));
+    }
 }

@@ -190,7 +190,10 @@ pub fn decide(course: &Course, percent: u8, tally: &Tally, settled: Duration) ->
     }
     // A wave of which nobody is there has proven nothing; one without members has nothing to prove.
     if tally.good == 0 && tally.all() > 0 {
-        return Step::Hold(Wait::NobodyThere);
+        if tally.all() == tally.away {
+            return Step::Hold(Wait::NobodyThere);
+        }
+        return Step::Halt(format!("none of {} stations is good with it", tally.all()));
     }
     let next = course.waves.after(percent);
     if next.is_some() && tally.all() > 0 && settled < course.soak {
@@ -307,6 +310,10 @@ mod tests {
             ("2", 10, tally(7, 0, 0, 3, 0), true),
             ("10%", 10, tally(18, 0, 0, 2, 0), false),
             ("10%", 10, tally(17, 0, 0, 3, 0), true),
+            // Within the limit, but nobody speaks for it.
+            ("2", 1, tally(0, 0, 0, 1, 0), true),
+            ("2", 1, tally(0, 0, 1, 0, 1), true),
+            ("2", 1, tally(0, 1, 0, 1, 0), false),
             // Silence is failure, being away or on the way is not.
             ("0", 10, tally(8, 0, 1, 0, 0), true),
             ("1", 10, tally(7, 0, 1, 1, 0), true),

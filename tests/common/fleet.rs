@@ -8,52 +8,31 @@ use std::time::Duration;
 use cellgate::clock::Date;
 use cellgate::outbox::mqtt::MqttConfig;
 use cellgate::update::agent::{Agent, AgentParts, Host, ProbationConfig, ShadowConfig, UpdateConfig};
-use cellgate::update::bundle::{
-    self, Hash, KeySet, Layout, Manifest, SecretKey, Software, Targets, assemble, pack_model, pack_whole,
-};
+use cellgate::update::bundle::{self, Hash, Targets};
 use cellgate::update::disk::Folder;
 use cellgate::update::install::NotProven;
 use cellgate::update::message::Shadow;
 use cellgate::update::slots::{Seen, Slots};
 
-const BACKBONE: [u8; 32] = [7; 32];
+#[path = "updates.rs"]
+mod updates;
 
-/// Bytes that look like nothing else, the same for the same number.
-pub fn contents(number: u64, bytes: usize) -> Vec<u8> {
-    let mut model = vec![0; bytes];
-    blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut model);
-    model
-}
+/// Bytes of the model of version 1.
+const FIRST: usize = 2000;
 
-/// Writes a key set of one key.
+/// Writes the set of the key that signs all bundles here.
 pub fn write_keys(folder: &Path) -> PathBuf {
-    let key = SecretKey::from_seed(&[1; 32]);
-    let mut envelope = KeySet { version: 1, threshold: 1, keys: vec![key.public()] }.to_envelope().unwrap();
-    envelope.sign(&key);
+    let mut envelope = updates::keys().to_envelope().unwrap();
+    envelope.sign(&updates::key());
     let path = folder.join("keys.cgk");
     std::fs::write(&path, envelope.to_bytes().unwrap()).unwrap();
     path
 }
 
-/// Writes a signed bundle of a model of so many bytes that do not pack.
-pub fn write_bundle(folder: &Path, number: u64, bytes: usize, targets: Targets) -> PathBuf {
-    let model = contents(number, bytes);
-    let parts = vec![pack_model(Layout { bytes: &model, sections: &[] }, None), pack_whole("golden", b"golden")];
-    let created = Date::now().as_millis();
-    let manifest = Manifest {
-        product: "cellgate".into(),
-        version: number,
-        backbone: BACKBONE,
-        targets: Targets { minimum_software: Software([0, 0, 1]), ..targets },
-        created,
-        expires: created + 86_400_000,
-        base: None,
-        sections: vec![],
-    };
-    let (mut envelope, body) = assemble(manifest, parts).unwrap();
-    envelope.sign(&SecretKey::from_seed(&[1; 32]));
+/// Writes a signed bundle of a model of so many bytes.
+pub fn write_bundle(folder: &Path, number: u64, bytes: usize) -> PathBuf {
     let path = folder.join(format!("v{number}.cgb"));
-    std::fs::write(&path, [envelope.to_bytes().unwrap(), body].concat()).unwrap();
+    std::fs::write(&path, updates::bundle(number, bytes, Targets::default())).unwrap();
     path
 }
 
@@ -163,19 +142,15 @@ impl Station {
 }
 
 fn station(line: &str, name: &str, group: &str) -> bundle::Station {
-    let groups = vec![group.to_owned()];
-    bundle::Station { line: line.into(), station: name.into(), groups, software: Software::own(), backbone: BACKBONE }
+    bundle::Station { line: line.into(), station: name.into(), groups: vec![group.into()], ..updates::station() }
 }
 
 /// Makes a state folder that has version 1 in force.
-pub fn template(folder: &Path, keys: &Path) -> PathBuf {
+pub fn template(folder: &Path) -> PathBuf {
     let state = folder.join("template");
-    let (keys, _) = KeySet::trust(&mut std::fs::File::open(keys).unwrap()).unwrap();
-    let mut slots = Slots::set_up(Folder::new(&state).unwrap(), keys).unwrap();
-    let bundle = write_bundle(folder, 1, 2000, Targets::default());
-    let now = Date::now().as_millis();
-    let mut file = std::fs::File::open(bundle).unwrap();
-    slots.install(&mut file, &station("l", "template", "g"), now, |_, _| Ok(())).unwrap();
+    let mut slots = Slots::set_up(Folder::new(&state).unwrap(), updates::keys()).unwrap();
+    let (bundle, now) = (updates::bundle(1, FIRST, Targets::default()), Date::now().as_millis());
+    slots.install(&mut &bundle[..], &station("l", "template", "g"), now, |_, _| Ok(())).unwrap();
     slots.activate().unwrap();
     slots.confirm().unwrap();
     state
@@ -190,7 +165,7 @@ struct Judge {
 
 impl Judge {
     fn is_new(model: Hash) -> bool {
-        model != Hash::of(&contents(1, 2000))
+        model != Hash::of(&updates::model(1, FIRST))
     }
 }
 
