@@ -193,10 +193,10 @@ pub fn standing(bundle: &Checked, name: &Name, station: &Station, group: &str, o
         Standing::OtherBase
     } else if !in_wave(&name.line, &name.station, offer) {
         Standing::Later
-    } else if station.is_online() == Some(true) {
-        Standing::Takes
-    } else {
+    } else if station.is_online() == Some(false) {
         Standing::Away
+    } else {
+        Standing::Takes
     })
 }
 
@@ -283,7 +283,8 @@ mod tests {
         assert_eq!(of(&checked(Targets::default(), Some(Hash::of(b"6"))), &same), Some(Standing::OtherBase));
         let none = Offer { percent: 0, ..offer.clone() };
         assert_eq!(standing(&any, &name, &station, "pilot", &none), Some(Standing::Later));
-        let gone = Station { status: None, ..station.clone() };
+        let offline = Status { state: "offline".into(), ..Status::default() };
+        let gone = Station { status: Some(offline), ..station.clone() };
         assert_eq!(standing(&any, &name, &gone, "pilot", &offer), Some(Standing::Away));
     }
 }

@@ -98,8 +98,8 @@ impl Station {
         let began = report.bundle == Some(offer.bundle) && !matches!(report.state, State::Good | State::Waiting);
         Some(match failed {
             true => Fate::Failed,
-            // One that went away in the midst of it may have been killed by it.
-            false if self.is_online() != Some(true) && !began => Fate::Away,
+            // One that went away in the midst of it may have been killed by it. One that speaks Sparkplug has no status.
+            false if self.is_online() == Some(false) && !began => Fate::Away,
             false => Fate::Working,
         })
     }
@@ -352,6 +352,8 @@ mod tests {
         let fate = |station: &Station| station.fate(&name, "pilot", &offer());
         assert_eq!(fate(&station), Some(Fate::Working));
         station.status = None;
+        assert_eq!(fate(&station), Some(Fate::Working), "it speaks Sparkplug");
+        station.status = Some(Status { state: "offline".into(), ..Status::default() });
         assert_eq!(fate(&station), Some(Fate::Away));
         let with = |change: &dyn Fn(&mut Report)| {
             let mut station = station.clone();
