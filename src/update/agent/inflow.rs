@@ -16,6 +16,8 @@ const LEAST: u64 = 4096;
 const TURN: Duration = Duration::from_millis(200);
 
 enum From {
+    /// All has come before.
+    Nowhere,
     Http(Body),
     Chunks {
         /// Topics' group.
@@ -24,6 +26,8 @@ enum From {
         chunk: Vec<u8>,
         used: usize,
         next: u64,
+        /// Bytes of the next one that have come before.
+        skip: usize,
     },
 }
 
@@ -63,6 +67,7 @@ impl<'a> Inflow<'a> {
         post.gained = 0;
         let pace = Pace { bytes_per_s: u64::from(kb_per_s) * 1000, began: Instant::now(), bytes: 0 };
         let from = match (&offer.url, offer.chunks) {
+            _ if have >= offer.bytes => From::Nowhere,
             (Some(url), chunks) => match http.get(url, have, offer.bytes) {
                 Ok(body) => From::Http(body),
                 Err(error) if chunks => {
@@ -81,9 +86,9 @@ impl<'a> Inflow<'a> {
         post.chunks.clear();
         let chunk_bytes = u64::from(offer.chunk_bytes);
         // The first byte that is missing lies somewhere in a chunk.
-        let (next, used) = (have / chunk_bytes, (have % chunk_bytes) as usize);
+        let (next, skip) = (have / chunk_bytes, (have % chunk_bytes) as usize);
         let group = post.plan.group_of(offer).and_then(|group| post.groups.get(group).cloned()).unwrap_or_default();
-        From::Chunks { group, chunk: Vec::new(), used, next }
+        From::Chunks { group, chunk: Vec::new(), used: 0, next, skip }
     }
 
     /// A turn for everything else, and the reasons to break off.
@@ -126,8 +131,8 @@ impl<'a> Inflow<'a> {
                 self.look_around(TURN)?;
                 continue;
             }
-            if let From::Chunks { chunk, next, .. } = &mut self.from {
-                *chunk = bytes;
+            if let From::Chunks { chunk, used, next, skip, .. } = &mut self.from {
+                (*chunk, *used) = (bytes, std::mem::take(skip));
                 *next += 1;
             }
             return Ok(());
@@ -153,6 +158,7 @@ impl<'a> Inflow<'a> {
         }
         loop {
             match &mut self.from {
+                From::Nowhere => return Ok(0),
                 From::Http(body) => match body.read(buffer) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     read => return read,
@@ -165,11 +171,7 @@ impl<'a> Inflow<'a> {
                         *used += part;
                         return Ok(part);
                     }
-                    let first = chunk.is_empty();
                     self.next_chunk()?;
-                    if let (From::Chunks { used, .. }, false) = (&mut self.from, first) {
-                        *used = 0;
-                    }
                     continue;
                 }
             }
