@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use super::view::{Name, Station};
+use super::rollout::Fate;
+use super::view::{Name, Station, View};
 use crate::clock::Date;
 use crate::update::bundle::{self, BundleError, Hash, KeySet, Manifest};
 use crate::update::message::{Offer, in_wave};
@@ -198,6 +199,17 @@ pub fn standing(bundle: &Checked, name: &Name, station: &Station, group: &str, o
     } else {
         Standing::Takes
     })
+}
+
+/// The stations that an offer of the bundle has reached so far, and what became of it there.
+pub fn fates<'a>(
+    view: &'a View,
+    bundle: &'a Checked,
+    group: &'a str,
+    offer: &'a Offer,
+) -> impl Iterator<Item = (&'a Name, &'a Station, Fate)> {
+    let mine = view.stations().filter(move |(name, _)| bundle.is_for(name, group));
+    mine.filter_map(move |(name, station)| Some((name, station, station.fate(name, group, offer)?)))
 }
 
 #[cfg(test)]

@@ -153,6 +153,9 @@ pub fn run(args: Offering) -> anyhow::Result<()> {
     let before = view.offer(group);
     args.bundle.follows(before, &offer)?;
     println!("{}\n{}", lines::bundle(&bundle), lines::reach(&view, &bundle, group, &offer));
+    if let Some(others) = before.filter(|before| before.bundle != offer.bundle) {
+        println!("in place of {}", lines::offered(others));
+    }
     if args.bundle.dry_run {
         println!("nothing was sent");
         return Ok(());

@@ -14,14 +14,16 @@ use crate::cli::shared;
 use crate::clock::{Date, Moment};
 use crate::fleet::connection::FleetError;
 use crate::fleet::publish::{self, PublishError};
-use crate::fleet::reach::Checked;
+use crate::fleet::reach::{self, Checked};
 use crate::fleet::rollout::{Course, Fate, Limit, Step, Tally, Wait, Watch, Waves};
-use crate::fleet::view::{Name, Station, View};
+use crate::fleet::view::View;
 use crate::outbox::mqtt::MqttConfig;
 use crate::update::message::Offer;
 
 /// How often the reports are looked at.
 const TICK: Duration = Duration::from_millis(250);
+/// Messages that are taken in before the next look.
+const MANY: usize = 10_000;
 /// How often it is said how many stations of a wave are good.
 const NEWS: Duration = Duration::from_secs(5);
 
@@ -109,6 +111,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     args.bundle.follows(before.as_ref(), &offer)?;
     let offer = continued(&args, before.as_ref(), offer)?;
     tell(lines::reach(&view, &bundle, &args.bundle.group, &offer));
+    if let Some(others) = before.as_ref().filter(|before| before.bundle != offer.bundle) {
+        tell(format!("in place of {}", lines::offered(others)));
+    }
     if args.bundle.dry_run {
         tell("nothing was sent".into());
         return Ok(());
@@ -184,8 +189,10 @@ impl Rollout<'_> {
             self.watch.pause(Moment::now().since(lost_at));
         }
         while !interrupted.load(Ordering::SeqCst) {
+            // What is there; whoever floods the broker does not keep us from deciding.
             let mut waits = TICK;
-            while let Some(heard) = listener.next(waits)? {
+            for _ in 0..MANY {
+                let Some(heard) = listener.next(waits)? else { break };
                 view.take(&heard);
                 waits = Duration::ZERO;
             }
@@ -215,19 +222,9 @@ impl Rollout<'_> {
         }
     }
 
-    /// The stations that the offer has reached.
-    fn fates<'v>(&'v self, view: &'v View) -> impl Iterator<Item = (&'v Name, &'v Station, Fate)> {
-        let group = self.args.bundle.group.as_str();
-        view.stations()
-            .filter(move |(name, _)| self.bundle.is_for(name, group))
-            .filter_map(move |(name, station)| Some((name, station, station.fate(name, group, &self.offer)?)))
-    }
-
     fn step(&mut self, view: &mut View) -> Result<ControlFlow<()>, End> {
-        let mut watch = self.watch.clone();
-        let fates = self.fates(view).map(|(name, _, fate)| (name, fate));
-        let (tally, step) = watch.look(&self.course, fates, Moment::now());
-        self.watch = watch;
+        let fates = reach::fates(view, &self.bundle, &self.args.bundle.group, &self.offer);
+        let (tally, step) = self.watch.look(&self.course, fates.map(|(name, _, fate)| (name, fate)), Moment::now());
         match step {
             Step::Hold(wait) => {
                 self.say_tally(tally, wait);
@@ -246,6 +243,9 @@ impl Rollout<'_> {
                 let offer = Offer { halted: true, ..self.offer.clone() };
                 publish::set_offer(&self.mqtt, &self.args.bundle.group, &offer)?;
                 self.blame(view);
+                if self.args.json {
+                    self.say("halted", &why);
+                }
                 Err(End::Other(anyhow::anyhow!("halted at {} %: {why}", offer.percent)))
             }
             Step::Done => {
@@ -283,7 +283,7 @@ impl Rollout<'_> {
 
     /// Says which stations it failed at, and why.
     fn blame(&self, view: &View) {
-        for (name, station, fate) in self.fates(view) {
+        for (name, station, fate) in reach::fates(view, &self.bundle, &self.args.bundle.group, &self.offer) {
             let (Fate::Failed | Fate::Working, Some(report)) = (fate, &station.report) else { continue };
             let number = self.offer.number;
             let why = report.refused.iter().chain(&report.rolled_back).find(|refused| refused.number == number);
