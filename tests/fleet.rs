@@ -53,7 +53,7 @@ fn populate(port: u16) -> Plc {
     }
     keep(&plc, "cellgate/l2/bare/status", "{\"state\":\"online\"}");
     keep(&plc, "cellgate/l1/\u{202e}x/status", "{}");
-    keep(&plc, "cellgate/l1/el-9/status", vec![b'x'; 100_000]);
+    keep(&plc, "cellgate/l1/el-9/status", vec![b'x'; 1_000_000]);
     keep(&plc, "cellgate/l1/el-9/update", "{\"state\":\"go");
     // All are kept once the last is there.
     let seen = Plc::listen(port, "cellgate/l1/el-9/update");

@@ -10,8 +10,10 @@ use thiserror::Error;
 use crate::outbox::mqtt::MqttConfig;
 use crate::outbox::mqtt::link::{self, LinkError};
 
-/// Bytes of a packet: more than a chunk of a bundle. A longer one ends the connection.
-const MAX_PACKET: usize = 256 << 10;
+/// Bytes of a packet that is received. A longer one ends the connection; little of one that is shorter is kept.
+const MAX_INCOMING: usize = 4 << 20;
+/// Bytes of a packet that is sent: more than a chunk of a bundle.
+const MAX_OUTGOING: usize = 256 << 10;
 /// Bytes of a topic that is looked at.
 const MAX_TOPIC: usize = 256;
 /// Bytes of a payload that are kept; whoever decodes it allows less.
@@ -85,7 +87,7 @@ impl Link {
         let client_id = format!("cellgate-fleet-{}-{seed:06x}-{number}", std::process::id());
         let config = MqttConfig { client_id, ..config.clone() };
         let mut options = link::options(&config, None)?;
-        options.set_max_packet_size(MAX_PACKET, MAX_PACKET).set_inflight(WINDOW as u16);
+        options.set_max_packet_size(MAX_INCOMING, MAX_OUTGOING).set_inflight(WINDOW as u16);
         let (client, mut events) = AsyncClient::new(options, 2 * WINDOW);
         events.set_network_options(link::network(&config));
         let failed = |error: std::io::Error| LinkError::lost(&config, error.to_string());

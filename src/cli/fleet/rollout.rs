@@ -22,6 +22,8 @@ use crate::update::message::Offer;
 
 /// How often the reports are looked at.
 const TICK: Duration = Duration::from_millis(250);
+/// How often all reports are read again: a broker that is busy may drop what it sends at QoS 0.
+const AGAIN: Duration = Duration::from_secs(300);
 /// Messages that are taken in before the next look.
 const MANY: usize = 10_000;
 /// How often it is said how many stations of a wave are good.
@@ -181,14 +183,15 @@ impl Rollout<'_> {
         bail!("stopped; the offer stays as it is, and the same command goes on")
     }
 
-    /// One connection; a break when all is done.
+    /// One connection, for a while; a break when all is done.
     fn session(&mut self, lost_at: &mut Option<Moment>, interrupted: &AtomicBool) -> Result<ControlFlow<()>, End> {
         let (mut listener, mut view) = broker::read(&self.mqtt)?;
         if let Some(lost_at) = lost_at.take() {
             // Without the broker no station could get any farther.
             self.watch.pause(Moment::now().since(lost_at));
         }
-        while !interrupted.load(Ordering::SeqCst) {
+        let until = Moment::now() + AGAIN;
+        while !interrupted.load(Ordering::SeqCst) && Moment::now() < until {
             // What is there; whoever floods the broker does not keep us from deciding.
             let mut waits = TICK;
             for _ in 0..MANY {
