@@ -174,3 +174,43 @@ fn watch_tells_each_change_through_a_restart_of_the_broker_and_ends_on_ctrl_c() 
     assert!(std::process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
     assert!(watch.wait().unwrap().success());
 }
+
+#[test]
+fn a_rollout_ends_when_somebody_halts_it_goes_on_when_asked_to_and_stops_on_ctrl_c() {
+    let Some(broker) = Broker::start() else { return skip::skip("fleet resume", "apt: mosquitto") };
+    let plc = populate(broker.port);
+    let folder = tempfile::tempdir().unwrap();
+    let (keys, bundle) = (write_keys(folder.path()), write_bundle(folder.path(), 8, 1000));
+    let words =
+        format!("fleet rollout {} --keys {} --group pilot --chunks --waves 100", bundle.display(), keys.display());
+    // Gives the steps that it told, and how it ended.
+    let run = |more: &str, then: &dyn Fn(u32)| {
+        let mut child = command(broker.port, &format!("{words} --json {more}"))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let first = out.next().expect("a step");
+        then(child.id());
+        let steps: Vec<String> = std::iter::once(first)
+            .chain(out)
+            .map(|line| serde_json::from_str::<serde_json::Value>(&line).unwrap()["what"].as_str().unwrap().to_owned())
+            .collect();
+        let ended = child.wait_with_output().unwrap();
+        (steps, ended.status.success(), String::from_utf8_lossy(&ended.stderr).into_owned())
+    };
+    let (steps, is_good, error) = run("", &|_| _ = done(broker.port, "fleet halt --group pilot"));
+    assert!(!is_good && error.contains("halted by somebody else"), "{error}");
+    assert_eq!(steps, ["wave"]);
+    refused(broker.port, &words, "was halted at 100 %");
+    let (_, is_good, error) = run("--resume", &|id| {
+        assert!(std::process::Command::new("kill").args(["-INT", &id.to_string()]).status().unwrap().success());
+    });
+    assert!(!is_good && error.contains("the same command goes on"), "{error}");
+    // Now nobody is on the way: one has it, the other is away.
+    let (steps, is_good, error) = run("", &|_| keep(&plc, "cellgate/l1/el-1/update", report(8, "pilot").encode()));
+    assert!(is_good, "{error}");
+    assert_eq!(steps.last().unwrap(), "done");
+    done(broker.port, "fleet withdraw --group pilot");
+}
