@@ -432,7 +432,7 @@ fn a_station_killed_in_mid_update_comes_up_with_a_whole_model_and_goes_on() {
     let publish = |version: u64| {
         let file = bundle(version, BYTES, Targets::default());
         site.chunks(&file);
-        let by_chunks = version % 2 == 0;
+        let by_chunks = version.is_multiple_of(2);
         let url = (!by_chunks).then(|| format!("http://127.0.0.1:{port}/{version}.cgb"));
         manners.file.lock().unwrap().clone_from(&file);
         site.offer(&offer(version, &file, url));

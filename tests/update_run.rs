@@ -91,14 +91,16 @@ fn a_running_station_takes_a_new_model_and_a_bad_one_back_without_a_missing_cell
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     std::fs::rename(common::small_model(folder, 64, 16, 24), folder.join("m0.cgm")).unwrap();
-    // The same statistics with another threshold each; the last one finds no cell good enough.
-    done(folder, "calibrate m0.cgm cells --overkill 0.05 -o m1.cgm");
-    done(folder, "calibrate m0.cgm cells --overkill 0.06 -o m2.cgm");
-    done(folder, "calibrate m0.cgm cells --overkill 0.99 -o m3.cgm");
-    std::fs::create_dir(folder.join("golden")).unwrap();
-    for cell in ["cell0001.pgm", "cell0002.pgm", "cell0003.pgm"] {
-        std::fs::copy(folder.join("cells").join(cell), folder.join("golden").join(cell)).unwrap();
+    // The fit has seen the first 60 of its cells: to a threshold in the midst of them, hardly another cell is good enough.
+    for (name, cells) in [("seen", 0..60), ("unseen", 60..80), ("golden", 1..4)] {
+        std::fs::create_dir(folder.join(name)).unwrap();
+        for cell in cells.map(|number| format!("cell{number:04}.pgm")) {
+            std::fs::copy(folder.join("cells").join(&cell), folder.join(name).join(&cell)).unwrap();
+        }
     }
+    done(folder, "calibrate m0.cgm unseen --overkill 0.05 -o m1.cgm");
+    done(folder, "calibrate m0.cgm unseen --overkill 0.1 -o m2.cgm");
+    done(folder, "calibrate m0.cgm seen --overkill 0.5 -o m3.cgm");
     done(folder, "bundle keygen anna");
     done(folder, "bundle keys anna.pub --threshold 1 -o keys.cgk");
     done(folder, "bundle sign keys.cgk --key anna.key");

@@ -54,6 +54,17 @@ pub struct Seen {
     pub drift: bool,
 }
 
+impl Seen {
+    /// Counts what was seen after this too.
+    pub fn add(&mut self, later: &Self) {
+        self.cells = self.cells.saturating_add(later.cells);
+        self.invalid = self.invalid.saturating_add(later.invalid);
+        self.rejected = self.rejected.saturating_add(later.rejected);
+        self.seconds = self.seconds.saturating_add(later.seconds);
+        self.drift = later.drift;
+    }
+}
+
 /// Cells after which shares say something.
 const FEW: u64 = 50;
 

@@ -15,7 +15,7 @@ const LEAST: u64 = 4096;
 /// Longest pause between two looks at what else has come.
 const TURN: Duration = Duration::from_millis(200);
 
-enum From {
+enum Origin {
     /// All has come before.
     Nowhere,
     Http(Body),
@@ -35,7 +35,7 @@ enum From {
 pub(super) struct Inflow<'a> {
     post: &'a mut Post,
     offer: Offer,
-    from: From,
+    from: Origin,
     at: u64,
     pace: Pace,
     /// Where the download was, and when, for the sake of [`PATIENCE`].
@@ -67,9 +67,9 @@ impl<'a> Inflow<'a> {
         post.gained = 0;
         let pace = Pace { bytes_per_s: u64::from(kb_per_s) * 1000, began: Instant::now(), bytes: 0 };
         let from = match (&offer.url, offer.chunks) {
-            _ if have >= offer.bytes => From::Nowhere,
+            _ if have >= offer.bytes => Origin::Nowhere,
             (Some(url), chunks) => match http.get(url, have, offer.bytes) {
-                Ok(body) => From::Http(body),
+                Ok(body) => Origin::Http(body),
                 Err(error) if chunks => {
                     log::warn!("updates: {error}; taking the chunks at the broker");
                     Self::chunks(post, offer, have)
@@ -82,13 +82,13 @@ impl<'a> Inflow<'a> {
         Ok(Self { post, offer: offer.clone(), from, at: have, pace, mark })
     }
 
-    fn chunks(post: &mut Post, offer: &Offer, have: u64) -> From {
+    fn chunks(post: &mut Post, offer: &Offer, have: u64) -> Origin {
         post.chunks.clear();
         let chunk_bytes = u64::from(offer.chunk_bytes);
         // The first byte that is missing lies somewhere in a chunk.
         let (next, skip) = (have / chunk_bytes, (have % chunk_bytes) as usize);
         let group = post.plan.group_of(offer).and_then(|group| post.groups.get(group).cloned()).unwrap_or_default();
-        From::Chunks { group, chunk: Vec::new(), used: 0, next, skip }
+        Origin::Chunks { group, chunk: Vec::new(), used: 0, next, skip }
     }
 
     /// A turn for everything else, and the reasons to break off.
@@ -110,7 +110,7 @@ impl<'a> Inflow<'a> {
         let mut asked = Instant::now();
         self.ask();
         loop {
-            let From::Chunks { group, next, .. } = &self.from else { return Ok(()) };
+            let Origin::Chunks { group, next, .. } = &self.from else { return Ok(()) };
             let topic = chunk_topic(group, &self.offer.bundle, *next);
             let Some(place) = self.post.chunks.iter().position(|(known, _)| *known == topic) else {
                 self.look_around(TURN)?;
@@ -131,7 +131,7 @@ impl<'a> Inflow<'a> {
                 self.look_around(TURN)?;
                 continue;
             }
-            if let From::Chunks { chunk, used, next, skip, .. } = &mut self.from {
+            if let Origin::Chunks { chunk, used, next, skip, .. } = &mut self.from {
                 (*chunk, *used) = (bytes, std::mem::take(skip));
                 *next += 1;
             }
@@ -141,7 +141,7 @@ impl<'a> Inflow<'a> {
 
     /// Subscribes to the next few chunks.
     fn ask(&self) {
-        let From::Chunks { group, next, .. } = &self.from else { return };
+        let Origin::Chunks { group, next, .. } = &self.from else { return };
         let end = (next + WINDOW as u64).min(self.offer.chunk_count());
         self.want((*next..end).map(|index| chunk_topic(group, &self.offer.bundle, index)).collect());
     }
@@ -158,12 +158,12 @@ impl<'a> Inflow<'a> {
         }
         loop {
             match &mut self.from {
-                From::Nowhere => return Ok(0),
-                From::Http(body) => match body.read(buffer) {
+                Origin::Nowhere => return Ok(0),
+                Origin::Http(body) => match body.read(buffer) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     read => return read,
                 },
-                From::Chunks { chunk, used, .. } => {
+                Origin::Chunks { chunk, used, .. } => {
                     let rest = chunk.get(*used..).unwrap_or_default();
                     if !rest.is_empty() {
                         let part = rest.len().min(buffer.len());

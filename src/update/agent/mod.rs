@@ -115,7 +115,18 @@ impl Agent {
         let post = Post::new(link, plan, config.groups.clone(), Arc::clone(&stop));
         let (inbox, http) = (Inbox::new(&config.state), Http::new(&config.ca, config.allow_http));
         let now = Moment::now();
-        let mut work = Work { config, slots, station, host, post, inbox, http, watched: now, astray: None };
+        let mut work = Work {
+            config,
+            slots,
+            station,
+            host,
+            post,
+            inbox,
+            http,
+            watched: now,
+            unwritten: Seen::default(),
+            astray: None,
+        };
         let thread = std::thread::Builder::new().name("update".into()).spawn(move || {
             step_back();
             work.run();
@@ -151,6 +162,8 @@ struct Work {
     inbox: Inbox,
     http: Http,
     watched: Moment,
+    /// What was seen of a model on probation and is not in the record yet: the disk was full.
+    unwritten: Seen,
     /// The model in force by the record is not the one that judges: when to try again.
     astray: Option<Moment>,
 }
@@ -182,9 +195,14 @@ impl Work {
         }
         self.watched = now;
         let Phase::Probation { .. } = self.slots.record().phase else { return };
-        let mut seen = Seen { seconds: since.as_secs().min(60), ..self.host.seen() };
-        seen.drift &= self.config.probation.drift;
-        match self.slots.watch(&seen, &self.config.probation.limits()) {
+        let seen = Seen { seconds: since.as_secs().min(60), ..self.host.seen() };
+        self.unwritten.add(&seen);
+        self.unwritten.drift &= self.config.probation.drift;
+        let watched = self.slots.watch(&self.unwritten, &self.config.probation.limits());
+        if watched.is_ok() {
+            self.unwritten = Seen::default();
+        }
+        match watched {
             Ok(true) => {
                 log::error!("updates: {}", self.slots.record().last);
                 self.put_back();
@@ -262,6 +280,7 @@ impl Work {
             return Err(UpdateError::Proof { version, why });
         }
         self.host.seen();
+        self.unwritten = Seen::default();
         self.watched = Moment::now();
         log::info!("updates: {}", self.slots.record().last);
         Ok(())
