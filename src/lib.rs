@@ -13,7 +13,7 @@
 //! cell it shows), [`preprocess`], [`backbone`], [`embedding`], [`gaussian`], [`heatmap`], [`classifier`], [`verdict`].
 //! [`model`] is what a fit leaves in a file, [`pipeline`] joins them all. [`station`] runs them on a line, [`outbox`] brings
 //! its verdicts to the broker, [`update`] brings it a new model, [`display`] and [`operations`] show how it does, and
-//! [`config`] says how all of it is set up.
+//! [`config`] says how all of it is set up. [`fleet`] brings a new model to many stations.
 //! [`eval`] tells how well the method works, [`baseline`] holds what it is compared with, and [`synth`] draws cells to
 //! try it on; [`clock`], [`sampling`], [`simd`], [`workers`] and [`whole_file`] serve whoever needs them. Each room uses
 //! those before it; the other way goes only what must be agreed on, such as the
@@ -36,6 +36,7 @@ pub mod config;
 pub mod display;
 pub mod embedding;
 pub mod eval;
+pub mod fleet;
 pub mod frame;
 pub mod gaussian;
 pub mod gpio;

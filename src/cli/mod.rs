@@ -10,6 +10,7 @@ mod demo;
 mod doctor;
 mod eval;
 mod fit;
+mod fleet;
 mod inspect;
 mod judging;
 mod merge;
@@ -53,6 +54,7 @@ enum Verb {
     Doctor(doctor::Args),
     Bundle(bundle::Args),
     Update(update::Args),
+    Fleet(fleet::Args),
 }
 
 impl Cli {
@@ -82,6 +84,7 @@ impl Cli {
             Verb::Doctor(args) => return doctor::run(args),
             Verb::Bundle(args) => bundle::run(args),
             Verb::Update(args) => update::run(args),
+            Verb::Fleet(args) => fleet::run(args),
         }?;
         Ok(ExitCode::SUCCESS)
     }

@@ -70,6 +70,11 @@ impl Broker {
         self.folder.path()
     }
 
+    /// The number of its process, while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Starts it again after [`Broker::halt`].
     pub fn resume(&mut self) {
         let child = Command::new(program().unwrap())

@@ -23,6 +23,7 @@ use cellgate::workers::Workers;
 
 mod skip;
 
+#[allow(unused_imports)]
 pub use skip::skip;
 
 /// Writes synthetic good cells of 180 × 180 pixels as PGM files, and names them.
