@@ -7,8 +7,9 @@ use std::time::Instant;
 use crate::backbone::Backbone;
 use crate::classifier::evidence::Witness;
 use crate::classifier::judge::Bench;
+use crate::cuda::{CellGraph, CellSettings, CudaError, Device, DeviceNetwork};
 use crate::frame::Frame;
-use crate::heatmap::Scores;
+use crate::heatmap::{Regions, Scores};
 use crate::model::Model;
 use crate::preprocess::{Placement, Refusal};
 use crate::simd::Isa;
@@ -20,10 +21,21 @@ use super::{Extractor, PipelineError, Scorer};
 
 /// Judges cells with one model. [`Inspector::inspect`] allocates nothing; [`Inspector::inspect_file`] does, to read the
 /// file.
+///
+/// A [device](Self::use_device) may take the way from the image to the heatmap over. The cell during which it fails is
+/// [`Invalid::Internal`]; from the next one on the CPU does it all again.
 pub struct Inspector {
     model: Arc<Model>,
     scorer: Scorer,
+    device: Option<CellGraph>,
     classifier: Option<Classifier>,
+}
+
+/// What was measured of a cell; regions only if a device has found them already.
+struct Measured {
+    placement: Placement,
+    scores: Scores,
+    regions: Option<Regions>,
 }
 
 /// The model's classifier at work, and what it looks with.
@@ -54,7 +66,37 @@ impl Inspector {
         if classifier.is_some() && !scorer.sees_all_stages() {
             return Err(PipelineError::Stages);
         }
-        Ok(Self { model, scorer, classifier })
+        Ok(Self { model, scorer, device: None, classifier })
+    }
+
+    /// Lets `device` measure, with `network` to give it the projected maps of this model's backbone. Everything is allocated
+    /// and captured here.
+    ///
+    /// # Errors
+    /// If the device cannot do what the model asks for, or fails; the CPU goes on then.
+    pub fn use_device(&mut self, device: &Arc<Device>, network: Box<dyn DeviceNetwork>) -> Result<(), CudaError> {
+        let header = self.model.header();
+        let projection = self.model.projection();
+        let settings = CellSettings {
+            size: header.settings.size as usize,
+            stages: std::array::from_fn(|stage| projection.uses(stage)),
+            window: self.scorer.window(),
+            // Without a calibration nothing is judged, and no region is asked for.
+            level: header.calibration.as_ref().map_or(f32::INFINITY, |calibration| calibration.region),
+            statistics: self.model.statistics(),
+        };
+        self.device = Some(CellGraph::new(device, network, &settings)?);
+        Ok(())
+    }
+
+    /// From the next cell on the CPU measures; what was allocated on the device is given back.
+    pub fn leave_device(&mut self) {
+        self.device = None;
+    }
+
+    /// The device that measures, if one does.
+    pub fn device(&mut self) -> Option<&mut CellGraph> {
+        self.device.as_mut()
     }
 
     /// Makes the buffers large enough for a camera's frames of this size; those larger than 2048 pixels a side are
@@ -69,19 +111,42 @@ impl Inspector {
     /// Judges the cell in a frame.
     pub fn inspect(&mut self, frame: &Frame) -> Verdict {
         let started = Instant::now();
-        let measured = self.scorer.score_frame(frame, &self.model.statistics());
+        let placed = self.scorer.rectify(frame);
+        let measured = placed.and_then(|placement| self.measure(placement));
         self.decide(measured, started)
     }
 
     /// Judges the cell in an image file.
     pub fn inspect_file(&mut self, path: &Path) -> Verdict {
         let started = Instant::now();
-        let measured = self.scorer.score_file(path, &self.model.statistics());
+        let placed = self.scorer.rectify_file(path);
+        let measured = placed.and_then(|placement| self.measure(placement));
         self.decide(measured, started)
     }
 
-    fn decide(&mut self, measured: Result<(Scores, Placement), Invalid>, mut started: Instant) -> Verdict {
-        let (distances, placement) = match measured {
+    /// Measures the cell that was rectified last, on the device or on the CPU.
+    fn measure(&mut self, placement: Placement) -> Result<Measured, Invalid> {
+        let Some(device) = &mut self.device else {
+            let scores = self.scorer.score_rectified(&self.model.statistics())?;
+            return Ok(Measured { placement, scores, regions: None });
+        };
+        let mut clock = Instant::now();
+        match device.run(self.scorer.image()) {
+            Ok(findings) => {
+                self.scorer.adopt(device.heatmap(), lap(&mut clock));
+                let scores = findings.scores.ok_or(Invalid::NotFinite)?;
+                Ok(Measured { placement, scores, regions: Some(findings.regions) })
+            }
+            Err(error) => {
+                log::error!("{error}; this cell is INVALID(internal), and the next ones are measured on the CPU");
+                self.leave_device();
+                Err(Invalid::Internal)
+            }
+        }
+    }
+
+    fn decide(&mut self, measured: Result<Measured, Invalid>, mut started: Instant) -> Verdict {
+        let Measured { placement, scores: distances, regions } = match measured {
             Ok(measured) => measured,
             Err(reason) => {
                 // Nearly always a gate, and what little came after it counts as its time.
@@ -101,7 +166,8 @@ impl Inspector {
         let distance = distances.get(calibration.kind);
         let score = calibration.score(distance);
         let mut outcome = calibration.decide(score);
-        let regions = self.scorer.regions(calibration.region);
+        let on_device = regions.is_some();
+        let regions = regions.unwrap_or_else(|| self.scorer.regions(calibration.region));
         let mut latency = self.scorer.latency();
         latency.heatmap_us += lap(&mut clock);
         let mut probabilities = None;
@@ -109,10 +175,14 @@ impl Inspector {
             (&mut self.classifier, &self.model.header().classifier)
         {
             let views = header.judge.views as usize;
-            let opinion = match self.scorer.show(witness, views) {
-                Ok(()) => bench.hear(witness, 0),
-                Err(reason) => return Verdict { latency, ..Verdict::invalid(reason) },
-            };
+            self.scorer.show_planes(witness);
+            // Only the kernel machine looks at features. A device gives none, so that the backbone runs here for it.
+            if bench.judge().kernel().is_some()
+                && let Err(reason) = self.scorer.show_features(witness, views, !on_device)
+            {
+                return Verdict { latency, ..Verdict::invalid(reason) };
+            }
+            let opinion = bench.hear(witness, 0);
             latency.classifier_us = lap(&mut clock);
             let Some(opinion) = opinion else {
                 return Verdict { latency, ..Verdict::invalid(Invalid::NotFinite) };
