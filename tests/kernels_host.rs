@@ -303,27 +303,34 @@ fn a_frame_is_straightened_and_normalised_to_the_last_bit() {
         let scale = (0..4).map(side).sum::<f64>() / 4.0 / size as f64;
         let taps = (scale / 1.5).ceil() as i32;
         let (factor, shift) = (1.0 / (f32::from(white) * INPUT_STD), INPUT_MEAN / INPUT_STD);
-        let (width, height, length) = (frame_side as i32, frame_side as i32, size as i32);
+        let (side, length) = (frame_side as u32, size as i32);
         let shape = Shape { grid: [size.div_ceil(256) as u32, size as u32, 1], block: [32, 8, 1], shared: 0 };
         let mut pixels = Memory::of(frame.pixels());
         // The frame lies in the picture, or reaches beyond it on every side.
         let outside = [1.3, 0.0, -90.0, 0.0, 1.3, -90.0, 0.0, 0.0, 1.0];
         for (inside, homography) in [(true, placement.homography), (false, outside)] {
-            let (mut floats, mut halves) = (Memory::<f32>::new(size * size), Memory::<f16>::new(size * size));
-            let (pixels, float, half) = (pixels.pointer(), floats.pointer(), halves.pointer());
-            // SAFETY: the kernels' arguments, a frame of width × height and images of size².
-            unsafe {
-                let arguments = arguments![pixels, width, height, homography, taps, factor, shift, float, length];
-                kernels.launch("rectify_float", shape, 7, arguments).unwrap();
-                let arguments = arguments![pixels, width, height, homography, taps, factor, shift, half, length];
-                kernels.launch("rectify_half", shape, 1, arguments).unwrap();
-            }
-            let floats = floats.values();
+            // As the kernel's `Placed` lies in memory.
+            let words = homography.into_iter().flat_map(|h| [h.to_bits() as u32, (h.to_bits() >> 32) as u32]);
+            let rest = [side, side, taps as u32, factor.to_bits(), shift.to_bits(), 0];
+            let mut placed = Memory::of(&words.chain(rest).collect::<Vec<u32>>());
+            let (pixels, placed) = (pixels.pointer(), placed.pointer());
+            let run = |order| {
+                let (mut image, mut input) = (Memory::<f32>::new(size * size), Memory::<f16>::new(size * size));
+                let (float, half) = (image.pointer(), input.pointer());
+                // SAFETY: the kernel's arguments, a frame of width × height and images of size².
+                unsafe {
+                    kernels.launch("rectify_image", shape, order, arguments![pixels, placed, float, half, length])
+                }
+                .unwrap();
+                (bits(&image.values()), input.values())
+            };
+            let (image, input) = in_every_order(run);
+            let normalised: Vec<f32> = image.iter().map(|&g| f32::from_bits(g) * factor - shift).collect();
             if inside {
-                assert_eq!(bits(&floats), bits(&want), "{frame_side} → {size}");
+                assert_eq!(bits(&normalised), bits(&want), "{frame_side} → {size}");
             }
-            assert!(floats.iter().all(|g| g.is_finite()));
-            assert_eq!(halves.values(), floats.iter().map(|&g| f16::from_f32(g)).collect::<Vec<_>>());
+            assert!(normalised.iter().all(|g| g.is_finite()));
+            assert_eq!(input, normalised.iter().map(|&g| f16::from_f32(g)).collect::<Vec<_>>());
         }
     }
 }

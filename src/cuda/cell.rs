@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::device::{Device, Kernel, arguments};
+use super::entry::{CellInput, Entry, ONE_BLOCK, Start, Straightened, THREADS};
 use super::room::Room;
 use super::statistics::DeviceStatistics;
 use super::stream::{Event, Graph, Stream};
@@ -10,13 +11,11 @@ use super::{CudaError, DeviceNetwork};
 use crate::gaussian::Statistics;
 use crate::heatmap::{Regions, Scores};
 
-/// Threads of a block of a kernel with one thread a value, and of one that reduces with a single block.
-const THREADS: usize = 256;
-const ONE_BLOCK: u32 = 1024;
-
 /// What a graph is made for.
 #[derive(Clone, Copy, Debug)]
 pub struct CellSettings<'a> {
+    /// How cells come in.
+    pub start: Start,
     /// Side S of the rectified image.
     pub size: usize,
     /// Stages of which the network gives a map.
@@ -39,7 +38,7 @@ pub struct Findings {
 }
 
 /// The steps of a cell on the device, in order; [`CellGraph::time`] tells them apart.
-pub const STEPS: [&str; 5] = ["normalise", "network", "distance", "heatmap", "copy out"];
+pub const STEPS: [&str; 5] = ["image", "network", "distance", "heatmap", "copy out"];
 
 /// A device, a network and statistics, ready for cells.
 pub struct CellGraph {
@@ -53,7 +52,6 @@ pub struct CellGraph {
 }
 
 struct Kernels {
-    normalise: Kernel,
     rows: Kernel,
     columns: Kernel,
     scores: Kernel,
@@ -74,7 +72,6 @@ impl CellGraph {
             graph: None,
             network,
             kernels: Kernels {
-                normalise: device.kernel(c"normalise_half", 0)?,
                 rows: device.kernel(c"smooth_rows", 0)?,
                 columns: device.kernel(c"smooth_columns", 0)?,
                 scores: device.kernel(c"heatmap_scores", 0)?,
@@ -112,17 +109,17 @@ impl CellGraph {
         self.statistics.bytes() + self.memory.bytes() + self.network.device_memory()
     }
 
-    /// Measures the cell in a rectified, normalised image of S² values. Allocates nothing unless it fails.
+    /// Measures a cell. Allocates nothing unless it fails.
     ///
     /// # Errors
     /// If a call fails, or the device left results unwritten. Nothing is known of the cell then, and the device should be
     /// given up.
     ///
     /// # Panics
-    /// If the image has another size.
-    pub fn run(&mut self, image: &[f32]) -> Result<Findings, CudaError> {
+    /// If the cell comes in otherwise than [`CellSettings::start`] says.
+    pub fn run(&mut self, input: CellInput<'_>) -> Result<Findings, CudaError> {
         self.stream.device().enter()?;
-        self.memory.prepare(image);
+        self.memory.prepare(input);
         let Some(graph) = &self.graph else { unreachable!("captured by `new`") };
         self.stream.launch(graph)?;
         self.stream.wait("measuring a cell")?;
@@ -133,6 +130,29 @@ impl CellGraph {
     #[must_use]
     pub fn heatmap(&self) -> &[f32] {
         self.memory.heatmap.values()
+    }
+
+    /// What the device made of the last cell's frame; none if the CPU makes the images.
+    ///
+    /// # Errors
+    /// If the device left it unwritten.
+    pub fn straightened(&self) -> Result<Option<Straightened<'_>>, CudaError> {
+        self.memory.entry.straightened()
+    }
+
+    /// Makes room for frames of so many pixels, if there is less: by new memory, and a graph that knows it.
+    ///
+    /// # Errors
+    /// If there is no room; the device should be given up then.
+    pub fn make_room(&mut self, pixels: usize) -> Result<(), CudaError> {
+        match self.memory.entry.start() {
+            Start::Frame { pixels: room } if room < pixels => {}
+            _ => return Ok(()),
+        }
+        let device = Arc::clone(self.stream.device());
+        self.graph = None;
+        self.memory.entry = Entry::new(&device, Start::Frame { pixels }, self.memory.size)?;
+        self.capture()
     }
 
     /// Milliseconds that each of [`STEPS`] takes with the last image, outside of the graph, in each of `runs` runs.
@@ -170,6 +190,7 @@ impl CellGraph {
                 format!("statistics of a grid of {} and k = {} in the place of {} and {}", new.0, new.1, now.0, now.1);
             return Err(CudaError::Unsupported { what });
         }
+        device.enter()?;
         let new = DeviceStatistics::new(&device, statistics)?;
         let (old, old_graph) = (std::mem::replace(&mut self.statistics, new), self.graph.take());
         let captured = self.capture();
@@ -185,17 +206,15 @@ impl CellGraph {
     fn put(&mut self, done: &mut dyn FnMut(usize, &Stream) -> Result<(), CudaError>) -> Result<(), CudaError> {
         let Self { network, statistics, kernels, memory, stream, .. } = self;
         let (device, handle) = (stream.device(), stream.handle());
-        let (pixels, positions) = (memory.size * memory.size, memory.grid * memory.grid);
+        let positions = memory.grid * memory.grid;
         let (side, count) = (memory.grid as i32, positions as i32);
         let blocks = |values: usize| [values.div_ceil(THREADS), 1];
         let (threads, one) = ([THREADS as u32, 1], [ONE_BLOCK, 1]);
         // SAFETY: each kernel gets its own arguments, and buffers that `Room::new` made of the sizes that it names, which
         // live as long as this; whoever drops it waits for the stream first.
         unsafe {
-            let (image, input) = (memory.image.address(), memory.input.address());
-            let (factor, shift, all) = (1.0f32, 0.0f32, pixels as i32);
-            let arguments = arguments![image, factor, shift, input, all];
-            kernels.normalise.launch(device, handle, blocks(pixels), threads, arguments)?;
+            let input = memory.input.address();
+            memory.entry.put(stream, memory.size, input)?;
             done(0, stream)?;
             network.enqueue(input, &memory.outputs, handle)?;
             done(1, stream)?;
@@ -217,6 +236,7 @@ impl CellGraph {
             kernels.regions.launch(device, handle, [1, 1], one, arguments)?;
             done(3, stream)?;
             memory.distances.download(stream, &mut memory.heatmap)?;
+            memory.entry.put_back(stream)?;
             done(4, stream)
         }
     }

@@ -5,7 +5,7 @@ use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
 use super::CudaError;
-use super::driver::{Driver, Handle};
+use super::driver::{Driver, Handle, NOT_FOUND};
 
 /// What PTX for `compute_80` runs on.
 const OLDEST: (i32, i32) = (8, 0);
@@ -156,10 +156,11 @@ impl Device {
         let mut function = null_mut();
         for &module in &self.modules {
             // SAFETY: a place to write to, a loaded module and a text that ends with a 0.
-            if unsafe { (calls.function)(&raw mut function, module, name.as_ptr()) } == 0 {
-                break;
+            match unsafe { (calls.function)(&raw mut function, module, name.as_ptr()) } {
+                0 => break,
+                NOT_FOUND => function = null_mut(),
+                status => self.check("cuModuleGetFunction", &doing(), status)?,
             }
-            function = null_mut();
         }
         if function.is_null() {
             return Err(CudaError::Call {
@@ -210,6 +211,9 @@ pub(super) struct Kernel {
     function: Handle,
     shared: c_uint,
 }
+
+// SAFETY: functions of a module may be used from any thread; whoever holds one holds the device.
+unsafe impl Send for Kernel {}
 
 impl Kernel {
     /// Puts a launch on a stream.

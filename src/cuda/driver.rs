@@ -14,6 +14,7 @@ pub const LIBRARY: &str = "CELLGATE_LIBCUDA";
 
 /// Statuses that are told apart.
 pub(super) const OUT_OF_MEMORY: c_int = 2;
+pub(super) const NOT_FOUND: c_int = 500;
 const NO_DEVICE: c_int = 100;
 const UNSUPPORTED_PTX: c_int = 222;
 

@@ -1,17 +1,20 @@
 //! The way of a cell on an NVIDIA device: the kernels of `kernels/` and a network, as one CUDA graph.
 //!
 //! ```text
-//!  image ─► halves ─► network ─► up to four maps ─► sum, −μ, ‖U·‖ ─► smooth ─► scores, regions, heatmap
-//!  mapped             [`DeviceNetwork`] of k values  [`CellGraph`] launches all of it at once       mapped
+//!  frame, place ─► straighten ─► network ─► up to four maps ─► sum, −μ, ‖U·‖ ─► smooth ─► scores, regions, heatmap
+//!  of the cell     to S×S        a Device-  of k values                                    and image
+//!  (mapped)                      Network                                                   (mapped)
 //! ```
 //!
 //! [`Device`] opens the driver at run time: a binary runs where there is none, and every way in which a device can be
 //! missing or fail is a [`CudaError`]. [`CellGraph`] allocates and captures at start; a cell is one launch and one wait,
-//! and allocates nothing. Dropping it gives everything back, whatever went wrong before.
+//! and allocates nothing. The CPU corrects the sensor and finds the cell's border before, and has what a classifier looks
+//! at afterwards. Dropping it gives everything back, whatever went wrong before.
 
 mod cell;
 mod device;
 mod driver;
+mod entry;
 mod memory;
 mod network;
 mod room;
@@ -25,6 +28,7 @@ use thiserror::Error;
 pub use cell::{CellGraph, CellSettings, Findings, STEPS};
 pub use device::Device;
 pub use driver::LIBRARY;
+pub use entry::{CellInput, Start, Straightened};
 pub use memory::WorkingMemory;
 pub use network::{DeviceNetwork, NetworkError};
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use half::f16;
 
 use super::cell::{CellSettings, Findings};
+use super::entry::{CellInput, Entry, UNWRITTEN};
 use super::memory::{Buffer, Mapped};
 use super::statistics::{Maps, map_stride};
 use super::{CudaError, Device};
@@ -15,16 +16,14 @@ use crate::heatmap::{MAX_REGIONS, Region, Regions, Scores};
 const SCORES: usize = 4;
 /// Words of their `Regions`: how many there are, how many were kept, and four of each.
 const REGIONS: usize = 2 + 4 * MAX_REGIONS;
-/// What results hold until the device has written them: no number, and no count that there could be.
-const UNWRITTEN: u32 = u32::MAX;
 
 /// Buffers and what they were made for.
 pub(super) struct Room {
     pub(super) size: usize,
     pub(super) grid: usize,
     pub(super) level: f32,
-    /// What comes in: the image.
-    pub(super) image: Mapped<f32>,
+    /// What comes in.
+    pub(super) entry: Entry,
     pub(super) input: Buffer<f16>,
     /// The network's outputs, of the stages that are used; and their addresses.
     maps: Vec<(usize, Buffer<f16>)>,
@@ -42,7 +41,7 @@ pub(super) struct Room {
 
 impl Room {
     pub(super) fn new(device: &Arc<Device>, settings: &CellSettings<'_>) -> Result<Self, CudaError> {
-        let CellSettings { size, stages, window, level, ref statistics } = *settings;
+        let CellSettings { start, size, stages, window, level, ref statistics } = *settings;
         let (grid, k) = (statistics.grid(), statistics.k());
         let (pixels, positions) = (size * size, grid * grid);
         let mut maps = Vec::with_capacity(4);
@@ -55,7 +54,7 @@ impl Room {
             size,
             grid,
             level,
-            image: Mapped::new(device, "the image", pixels)?,
+            entry: Entry::new(device, start, size)?,
             input: Buffer::new(device, "the network's input", pixels)?,
             maps,
             outputs,
@@ -74,7 +73,7 @@ impl Room {
     pub(super) fn bytes(&self) -> usize {
         let maps: usize = self.maps.iter().map(|(_, map)| map.bytes()).sum();
         let heat = self.distances.bytes() + self.blurred.bytes() + self.scratch.bytes();
-        self.input.bytes() + maps + self.window.bytes() + heat
+        self.entry.bytes() + self.input.bytes() + maps + self.window.bytes() + heat
     }
 
     /// Positions to either side that the smoothing reaches.
@@ -89,9 +88,9 @@ impl Room {
         maps
     }
 
-    /// Takes the image, and makes the results of the cell before unreadable.
-    pub(super) fn prepare(&mut self, image: &[f32]) {
-        self.image.values_mut().copy_from_slice(image);
+    /// Takes a cell, and makes the results of the one before unreadable.
+    pub(super) fn prepare(&mut self, input: CellInput<'_>) {
+        self.entry.take(input);
         self.heatmap.values_mut().fill(f32::from_bits(UNWRITTEN));
         self.scores.values_mut().fill(UNWRITTEN);
         self.regions.values_mut().fill(UNWRITTEN);

@@ -1,6 +1,7 @@
 //! Who computes: the CPU, or an NVIDIA device in front of it.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -11,6 +12,9 @@ use super::Inspector;
 use crate::backbone::ResNet18;
 use crate::cuda::{CudaError, Device, DeviceNetwork, NetworkError};
 use crate::model::Model;
+
+/// The folder of networks that were built for this machine's device, if nobody says otherwise.
+pub const ENGINES: &str = "/var/cache/cellgate/engines";
 
 /// What is to compute the way from the image to the heatmap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,37 +62,66 @@ impl FromStr for Backend {
 #[error("the backend cuda was asked for: {0}; the backend auto would go on with the CPU")]
 pub struct BackendError(#[from] CudaError);
 
-/// Puts what `backend` says in front of inspectors of one model, all of them or none, each with a graph of its own. Says in
-/// the log what came of it.
-///
-/// # Errors
-/// With [`Backend::Cuda`], why no device can be used.
-pub fn engage(backend: Backend, network: &ResNet18, inspectors: &mut [Inspector]) -> Result<(), BackendError> {
-    if backend == Backend::Cpu {
-        return Ok(());
-    }
-    match on_device(network, inspectors) {
-        Ok(device) => {
-            log::info!("cells are measured on {device}");
-            Ok(())
-        }
-        Err(error) => {
-            inspectors.iter_mut().for_each(Inspector::leave_device);
-            match backend {
-                Backend::Cuda => Err(error.into()),
-                _ => {
-                    log::warn!("cells are measured on the CPU: {error}");
-                    Ok(())
-                }
-            }
+/// What came of it.
+#[derive(Debug)]
+pub enum Engaged {
+    /// The CPU, as was asked for.
+    Cpu,
+    /// This device.
+    Device(String),
+    /// The CPU, since no device can be used.
+    Fallback(CudaError),
+}
+
+impl Engaged {
+    /// Says it in the log.
+    pub fn log(&self) {
+        match self {
+            Self::Cpu => log::info!("{self}"),
+            Self::Device(_) => log::info!("{self}"),
+            Self::Fallback(CudaError::NoDriver { .. }) => log::info!("{self}"),
+            Self::Fallback(_) => log::warn!("{self}"),
         }
     }
 }
 
-fn on_device(network: &ResNet18, inspectors: &mut [Inspector]) -> Result<String, CudaError> {
+impl fmt::Display for Engaged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cells are measured on the CPU"),
+            Self::Device(device) => write!(f, "cells are measured on {device}"),
+            Self::Fallback(error) => write!(f, "cells are measured on the CPU: {error}"),
+        }
+    }
+}
+
+/// Puts what `backend` says in front of inspectors of one model, all of them or none, each with a graph of its own.
+/// `engines` is the folder of the networks that were built for this device.
+///
+/// # Errors
+/// With [`Backend::Cuda`], why no device can be used.
+pub fn engage(
+    backend: Backend,
+    network: &ResNet18,
+    engines: &Path,
+    inspectors: &mut [Inspector],
+) -> Result<Engaged, BackendError> {
+    if backend == Backend::Cpu {
+        return Ok(Engaged::Cpu);
+    }
+    match on_device(network, engines, inspectors) {
+        Ok(device) => Ok(Engaged::Device(device)),
+        Err(error) => {
+            inspectors.iter_mut().for_each(Inspector::leave_device);
+            if backend == Backend::Cuda { Err(error.into()) } else { Ok(Engaged::Fallback(error)) }
+        }
+    }
+}
+
+fn on_device(network: &ResNet18, engines: &Path, inspectors: &mut [Inspector]) -> Result<String, CudaError> {
     let device = Device::open()?;
     for inspector in inspectors {
-        let network = open_network(&device, inspector.model(), network)?;
+        let network = open_network(&device, inspector.model(), network, engines)?;
         inspector.use_device(&device, network)?;
     }
     Ok(device.describe())
@@ -99,6 +132,7 @@ fn open_network(
     _device: &Arc<Device>,
     _model: &Model,
     _network: &ResNet18,
+    _engines: &Path,
 ) -> Result<Box<dyn DeviceNetwork>, NetworkError> {
     Err(NetworkError {
         name: "by TensorRT".into(),

@@ -7,11 +7,11 @@ use std::time::Instant;
 use crate::backbone::Backbone;
 use crate::classifier::evidence::Witness;
 use crate::classifier::judge::Bench;
-use crate::cuda::{CellGraph, CellSettings, CudaError, Device, DeviceNetwork};
+use crate::cuda::{CellGraph, CellInput, CellSettings, CudaError, Device, DeviceNetwork, Start};
 use crate::frame::Frame;
 use crate::heatmap::{Regions, Scores};
 use crate::model::Model;
-use crate::preprocess::{Placement, Refusal};
+use crate::preprocess::{self, Placement, Refusal};
 use crate::simd::Isa;
 use crate::verdict::{Grading, Invalid, Latency, Probabilities, Verdict};
 use crate::workers::Workers;
@@ -77,7 +77,12 @@ impl Inspector {
     pub fn use_device(&mut self, device: &Arc<Device>, network: Box<dyn DeviceNetwork>) -> Result<(), CudaError> {
         let header = self.model.header();
         let projection = self.model.projection();
+        let start = match self.scorer.straightens() {
+            true => Start::Frame { pixels: self.scorer.room() },
+            false => Start::Image,
+        };
         let settings = CellSettings {
+            start,
             size: header.settings.size as usize,
             stages: std::array::from_fn(|stage| projection.uses(stage)),
             window: self.scorer.window(),
@@ -105,44 +110,50 @@ impl Inspector {
     /// # Errors
     /// If they are too large.
     pub fn make_room(&mut self, width: usize, height: usize) -> Result<(), PipelineError> {
-        Ok(self.scorer.make_room(width.max(height))?)
+        self.scorer.make_room(width.max(height))?;
+        if let Some(device) = &mut self.device {
+            device.make_room(self.scorer.room())?;
+        }
+        Ok(())
     }
 
     /// Judges the cell in a frame.
     pub fn inspect(&mut self, frame: &Frame) -> Verdict {
         let started = Instant::now();
-        let placed = self.scorer.rectify(frame);
-        let measured = placed.and_then(|placement| self.measure(placement));
+        let placed = match self.device_straightens() {
+            true => self.scorer.locate(frame),
+            false => self.scorer.rectify(frame),
+        };
+        let measured = placed.and_then(|placement| self.measure(placement, Some(frame)));
         self.decide(measured, started)
     }
 
     /// Judges the cell in an image file.
     pub fn inspect_file(&mut self, path: &Path) -> Verdict {
         let started = Instant::now();
-        let placed = self.scorer.rectify_file(path);
-        let measured = placed.and_then(|placement| self.measure(placement));
+        let placed = match self.device_straightens() {
+            true => self.scorer.locate_file(path),
+            false => self.scorer.rectify_file(path),
+        };
+        let measured = placed.and_then(|placement| self.measure(placement, None));
         self.decide(measured, started)
     }
 
-    /// Measures the cell that was rectified last, on the device or on the CPU.
-    fn measure(&mut self, placement: Placement) -> Result<Measured, Invalid> {
+    fn device_straightens(&self) -> bool {
+        self.device.is_some() && self.scorer.straightens()
+    }
+
+    /// Measures the cell that was placed last, in this frame or in the file that was read, on the device or on the CPU.
+    fn measure(&mut self, placement: Placement, frame: Option<&Frame>) -> Result<Measured, Invalid> {
         let Some(device) = &mut self.device else {
             let scores = self.scorer.score_rectified(&self.model.statistics())?;
             return Ok(Measured { placement, scores, regions: None });
         };
-        let mut clock = Instant::now();
-        match device.run(self.scorer.image()) {
-            Ok(findings) => {
-                self.scorer.adopt(device.heatmap(), lap(&mut clock));
-                let scores = findings.scores.ok_or(Invalid::NotFinite)?;
-                Ok(Measured { placement, scores, regions: Some(findings.regions) })
-            }
-            Err(error) => {
-                log::error!("{error}; this cell is INVALID(internal), and the next ones are measured on the CPU");
-                self.leave_device();
-                Err(Invalid::Internal)
-            }
-        }
+        measure_on_device(device, &mut self.scorer, placement, frame).unwrap_or_else(|error| {
+            log::error!("{error}; this cell is INVALID(internal), and the next ones are measured on the CPU");
+            self.leave_device();
+            Err(Invalid::Internal)
+        })
     }
 
     fn decide(&mut self, measured: Result<Measured, Invalid>, mut started: Instant) -> Verdict {
@@ -219,3 +230,38 @@ impl Inspector {
         self.scorer.image()
     }
 }
+
+/// The scorer is left as if it had measured the cell itself. The outer error is the device's, after which nothing is known
+/// of the cell.
+fn measure_on_device(
+    device: &mut CellGraph,
+    scorer: &mut Scorer,
+    mut placement: Placement,
+    frame: Option<&Frame>,
+) -> Result<Result<Measured, Invalid>, CudaError> {
+    let mut clock = Instant::now();
+    let findings = if scorer.straightens() {
+        device.make_room(scorer.room())?;
+        let frame = frame.unwrap_or_else(|| scorer.frame());
+        let normalisation = preprocess::normalisation(frame);
+        let findings = device.run(CellInput::Frame(frame, &placement))?;
+        if let Some(made) = device.straightened()? {
+            let measures = [made.brightness, made.sharpness];
+            if let Err(reason) = scorer.adopt_image(made.image, normalisation, &mut placement, measures) {
+                return Ok(Err(reason));
+            }
+        }
+        findings
+    } else {
+        device.run(CellInput::Image(scorer.image()))?
+    };
+    scorer.adopt(device.heatmap(), lap(&mut clock));
+    let measured = |scores| Measured { placement, scores, regions: Some(findings.regions) };
+    Ok(findings.scores.map(measured).ok_or(Invalid::NotFinite))
+}
+
+/// One thread makes an inspector, another judges with it, a third may drop it.
+const _: fn() = || {
+    fn sends<T: Send>() {}
+    sends::<Inspector>();
+};

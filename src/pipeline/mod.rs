@@ -29,6 +29,7 @@ use thiserror::Error;
 
 use crate::backbone::BackboneError;
 use crate::classifier::NetworkError;
+use crate::cuda::CudaError;
 use crate::model::ModelError;
 use crate::preprocess::ConfigError;
 
@@ -48,6 +49,9 @@ pub enum PipelineError {
     /// The classifier's network cannot be run.
     #[error(transparent)]
     Classifier(#[from] NetworkError),
+    /// The device has no room.
+    #[error(transparent)]
+    Device(#[from] CudaError),
     /// The classifier sees what the backbone does not compute.
     #[error(
         "the classifier looks at all four stages of the backbone, but the model was fitted with some of them: fit again \

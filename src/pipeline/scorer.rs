@@ -11,7 +11,7 @@ use crate::gaussian::Statistics;
 use crate::gaussian::distance::mahalanobis;
 use crate::heatmap::{Analyser, Regions, Scores};
 use crate::model::Settings;
-use crate::preprocess::{Augmentation, ConfigError, Placement};
+use crate::preprocess::{Augmentation, ConfigError, Mode, Placement};
 use crate::simd::Isa;
 use crate::verdict::{Invalid, Latency};
 use crate::workers::Workers;
@@ -62,6 +62,28 @@ impl Scorer {
     pub fn rectify(&mut self, frame: &Frame) -> Result<Placement, Invalid> {
         let mut clock = Instant::now();
         let placement = self.extractor.rectify(frame)?;
+        self.latency = Latency { preprocess_us: lap(&mut clock), ..Latency::default() };
+        Ok(placement)
+    }
+
+    /// Reads an image file and finds the cell in it, for another backend that straightens it.
+    ///
+    /// # Errors
+    /// Why the cell cannot be judged.
+    pub fn locate_file(&mut self, path: &Path) -> Result<Placement, Invalid> {
+        let mut clock = Instant::now();
+        let placement = self.extractor.locate_file(path)?;
+        self.latency = Latency { preprocess_us: lap(&mut clock), ..Latency::default() };
+        Ok(placement)
+    }
+
+    /// Finds the cell in a frame, for another backend that straightens it.
+    ///
+    /// # Errors
+    /// Why the cell cannot be judged.
+    pub fn locate(&mut self, frame: &Frame) -> Result<Placement, Invalid> {
+        let mut clock = Instant::now();
+        let placement = self.extractor.locate(frame)?;
         self.latency = Latency { preprocess_us: lap(&mut clock), ..Latency::default() };
         Ok(placement)
     }
@@ -125,6 +147,32 @@ impl Scorer {
     #[must_use]
     pub fn sees_all_stages(&self) -> bool {
         self.extractor.pyramid().stages() == [true; 4]
+    }
+
+    /// Takes over the image of the cell that was located last, as [`Extractor::adopt`] does.
+    ///
+    /// # Errors
+    /// Why the cell cannot be judged.
+    pub fn adopt_image(
+        &mut self,
+        image: &[f32],
+        normalisation: [f32; 2],
+        placement: &mut Placement,
+        measures: [f32; 2],
+    ) -> Result<(), Invalid> {
+        self.extractor.adopt(image, normalisation, placement, measures)
+    }
+
+    /// Whether the cell's border is searched and straightened.
+    #[must_use]
+    pub fn straightens(&self) -> bool {
+        self.extractor.preprocessing().mode == Mode::Border
+    }
+
+    /// Pixels that a frame may have.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.extractor.side().pow(2)
     }
 
     /// Takes over what another backend made of the rectified image: the heatmap, smoothed, and the microseconds that it

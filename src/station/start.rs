@@ -14,11 +14,11 @@ use crate::camera::config as camera;
 use crate::camera::pulse::Pulsed;
 use crate::camera::trigger::Source;
 use crate::camera::{Camera, CameraError};
-use crate::config::Config;
+use crate::config::{Config, ModelConfig};
 use crate::gpio::GpioError;
 use crate::model::{Model, ModelError};
 use crate::outbox::OutboxError;
-use crate::pipeline::{Inspector, PipelineError};
+use crate::pipeline::{BackendError, Inspector, PipelineError, backend};
 use crate::preprocess::sensor::{Correction, SensorError};
 use crate::workers::Workers;
 
@@ -38,6 +38,9 @@ pub enum StartError {
     /// The backbone cannot be run.
     #[error("[model] backbone: {0}")]
     Backbone(#[from] BackboneError),
+    /// The device that is configured cannot be used.
+    #[error("[model] backend: {0}")]
+    Backend(#[from] BackendError),
     /// Model and backbone do not go together.
     #[error("[model] {0}")]
     Pipeline(#[from] PipelineError),
@@ -67,6 +70,16 @@ pub fn inspector(config: &Config) -> Result<(Arc<Model>, Inspector), StartError>
     if model.header().calibration.is_none() {
         return Err(StartError::Uncalibrated(config.model.path.clone()));
     }
+    let inspector = inspector_for(config, &model)?;
+    Ok((model, inspector))
+}
+
+/// Binds a model to its backbone and to what computes, as configured. Another inspector may be at work meanwhile: they
+/// share nothing.
+///
+/// # Errors
+/// If model and backbone do not go together, or the device that is configured cannot be used.
+pub fn inspector_for(config: &Config, model: &Arc<Model>) -> Result<Inspector, StartError> {
     let weights = &config.model.backbone;
     let loaded = if weights.as_os_str().is_empty() { Loaded::embedded()? } else { Loaded::read(weights)? };
     let threads = match config.model.threads {
@@ -75,8 +88,10 @@ pub fn inspector(config: &Config) -> Result<(Arc<Model>, Inspector), StartError>
     };
     let (workers, settings) = (Arc::new(Workers::new(threads)), &model.header().settings);
     let backbone = CpuBackbone::for_stages(&loaded.network, settings.size as usize, settings.stages.0, &workers)?;
-    let inspector = Inspector::new(Arc::clone(&model), Box::new(backbone), workers)?;
-    Ok((model, inspector))
+    let mut inspector = Inspector::new(Arc::clone(model), Box::new(backbone), workers)?;
+    let ModelConfig { backend, engines, .. } = &config.model;
+    backend::engage(*backend, &loaded.network, engines, std::slice::from_mut(&mut inspector))?.log();
+    Ok(inspector)
 }
 
 /// Opens the camera, and picks the lit frames if it runs freely.
