@@ -11,7 +11,7 @@ use cellgate::cuda::{CudaError, Device};
 use cellgate::frame::Frame;
 use cellgate::model::Model;
 use cellgate::pipeline::Inspector;
-use cellgate::preprocess::Placement;
+use cellgate::preprocess::{Placement, PreprocessConfig};
 use cellgate::simd::Isa;
 use cellgate::synth::{DefectKind, Generator, SynthConfig};
 use cellgate::verdict::{Invalid, Outcome, Verdict};
@@ -44,6 +44,16 @@ impl Bed {
         };
         let model = Arc::new(Model::open(&path).unwrap());
         Self { _folder: folder, model, network: ResNet18::embedded().unwrap() }
+    }
+
+    /// The same statistics for images that are cells without a border: nothing that they fit, but all that they need.
+    fn of_whole_frames() -> Self {
+        let Self { _folder: folder, model, network } = Self::new(false);
+        let mut header = model.header().clone();
+        header.settings.preprocess = PreprocessConfig::whole_frame();
+        let path = folder.path().join("whole.cgm");
+        Model::write(&path, &header, model.projection(), &model.statistics(), None).unwrap();
+        Self { _folder: folder, model: Arc::new(Model::open(&path).unwrap()), network }
     }
 
     fn inspector(&self) -> Inspector {
@@ -141,6 +151,34 @@ fn verdicts_are_the_cpus() {
 fn verdicts_of_a_model_with_a_classifier_are_the_cpus() {
     let Some(turn) = fake::turn("verdicts_of_a_model_with_a_classifier_are_the_cpus") else { return };
     same_verdicts(&turn, true);
+}
+
+#[test]
+fn cells_of_a_model_of_whole_frames_are_measured_as_the_cpus() {
+    let Some(turn) = fake::turn("cells_of_a_model_of_whole_frames_are_measured_as_the_cpus") else { return };
+    let bed = Bed::of_whole_frames();
+    let (mut cpu, mut device) = (bed.inspector(), bed.on_device(&turn).unwrap());
+    for (index, frame) in frames().iter().enumerate() {
+        assert_like(&device.inspect(frame), &cpu.inspect(frame), &format!("frame {index}"));
+    }
+    assert!(device.device().is_some(), "went to the CPU");
+}
+
+#[test]
+fn room_for_larger_frames_changes_no_verdict() {
+    let Some(turn) = fake::turn("room_for_larger_frames_changes_no_verdict") else { return };
+    let bed = Bed::new(false);
+    let mut device = bed.on_device(&turn).unwrap();
+    let frame = &frames()[1];
+    let before = device.inspect(frame).distances.unwrap();
+    device.make_room(2200, 2100).unwrap();
+    assert_eq!(device.inspect(frame).distances.unwrap(), before);
+    // Without room on the device the larger frames are refused at start, not on the way.
+    turn.device((8, 7), 12060, 1, 30 << 20);
+    let refused = device.make_room(4000, 4000).unwrap_err().to_string();
+    assert!(refused.contains("the frame on the device"), "{refused}");
+    drop(device);
+    assert_eq!(turn.alive(), 0, "leaked");
 }
 
 #[test]

@@ -68,6 +68,7 @@ impl CellGraph {
         network: Box<dyn DeviceNetwork>,
         settings: &CellSettings<'_>,
     ) -> Result<Self, CudaError> {
+        device.enter()?;
         let mut this = Self {
             graph: None,
             network,
@@ -143,16 +144,21 @@ impl CellGraph {
     /// Makes room for frames of so many pixels, if there is less: by new memory, and a graph that knows it.
     ///
     /// # Errors
-    /// If there is no room; the device should be given up then.
+    /// If there is no room; all stays as it was then.
     pub fn make_room(&mut self, pixels: usize) -> Result<(), CudaError> {
         match self.memory.entry.start() {
             Start::Frame { pixels: room } if room < pixels => {}
             _ => return Ok(()),
         }
         let device = Arc::clone(self.stream.device());
-        self.graph = None;
-        self.memory.entry = Entry::new(&device, Start::Frame { pixels }, self.memory.size)?;
-        self.capture()
+        device.enter()?;
+        let entry = Entry::new(&device, Start::Frame { pixels }, self.memory.size)?;
+        let (old, old_graph) = (std::mem::replace(&mut self.memory.entry, entry), self.graph.take());
+        let captured = self.capture();
+        if captured.is_err() {
+            (self.memory.entry, self.graph) = (old, old_graph);
+        }
+        captured
     }
 
     /// Milliseconds that each of [`STEPS`] takes with the last image, outside of the graph, in each of `runs` runs.

@@ -78,7 +78,6 @@ impl Entry {
             Start::Frame { pixels } => Self::Frame(Box::new(FrameEntry {
                 rectify: device.kernel(c"rectify_image", 0)?,
                 measure: device.kernel(c"measure_image", 0)?,
-                // (Two more than the last pixel's right neighbour below it needs.)
                 pixels: Mapped::new(device, "the frame", pixels)?,
                 placed: Mapped::new(device, "the cell's place", 1)?,
                 image: Buffer::new(device, "the image", size * size)?,
