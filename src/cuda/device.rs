@@ -195,13 +195,12 @@ impl Drop for Device {
 
 fn device_name(driver: &Driver, ordinal: c_int) -> Result<String, CudaError> {
     let mut name = [0; 128];
-    // SAFETY: 128 bytes, which the driver ends with a 0.
+    // SAFETY: 128 bytes, in which the driver ends its text with a 0.
     unsafe {
         let status = (driver.calls.device_name)(name.as_mut_ptr(), name.len() as c_int, ordinal);
         driver.check("cuDeviceGetName", "looking for a device", status)?;
+        Ok(CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned())
     }
-    let bytes: Vec<u8> = name.iter().map(|&c| c as u8).take_while(|&c| c != 0).collect();
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// A kernel of the device.

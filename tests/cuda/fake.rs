@@ -1,5 +1,7 @@
 //! The test double of the driver, built and loaded.
 
+#![allow(dead_code)] // each test program uses a part of it
+
 use std::ffi::{CStr, CString, c_int, c_long, c_void};
 use std::path::Path;
 use std::process::Command;
