@@ -9,6 +9,7 @@ use cellgate::backbone::ResNet18;
 use cellgate::backbone::cpu::CpuBackbone;
 use cellgate::cuda::{CudaError, Device};
 use cellgate::frame::Frame;
+use cellgate::gaussian::{Factors, Precision, Statistics};
 use cellgate::model::Model;
 use cellgate::pipeline::Inspector;
 use cellgate::preprocess::{Placement, PreprocessConfig};
@@ -32,7 +33,7 @@ const TOLERANCE: f32 = 1e-2;
 struct Bed {
     _folder: tempfile::TempDir,
     model: Arc<Model>,
-    network: ResNet18,
+    backbone: CpuBackbone,
 }
 
 impl Bed {
@@ -43,27 +44,49 @@ impl Bed {
             false => common::small_model(folder.path(), 64, 16, 24),
         };
         let model = Arc::new(Model::open(&path).unwrap());
-        Self { _folder: folder, model, network: ResNet18::embedded().unwrap() }
+        Self::of(folder, model)
+    }
+
+    fn of(folder: tempfile::TempDir, model: Arc<Model>) -> Self {
+        let (network, alone) = (ResNet18::embedded().unwrap(), Arc::new(Workers::new(1)));
+        let backbone = CpuBackbone::new(&network, 64, Isa::detect(), alone).unwrap();
+        Self { _folder: folder, model, backbone }
     }
 
     /// The same statistics for images that are cells without a border: nothing that they fit, but all that they need.
     fn of_whole_frames() -> Self {
-        let Self { _folder: folder, model, network } = Self::new(false);
+        let Self { _folder: folder, model, .. } = Self::new(false);
         let mut header = model.header().clone();
         header.settings.preprocess = PreprocessConfig::whole_frame();
         let path = folder.path().join("whole.cgm");
         Model::write(&path, &header, model.projection(), &model.statistics(), None).unwrap();
-        Self { _folder: folder, model: Arc::new(Model::open(&path).unwrap()), network }
+        let model = Arc::new(Model::open(&path).unwrap());
+        Self::of(folder, model)
+    }
+
+    /// The same factors, kept in single precision.
+    fn in_single_precision(&self) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut header, halves) = (self.model.header().clone(), self.model.statistics());
+        header.settings.precision = Precision::F32;
+        let factors: Vec<f32> = (0..halves.factors().len()).map(|i| halves.factors().get(i)).collect();
+        let singles =
+            Statistics::new(halves.grid(), halves.k(), halves.mean(), Factors::F32(&factors), halves.row_scale())
+                .unwrap();
+        let path = folder.path().join("single.cgm");
+        Model::write(&path, &header, self.model.projection(), &singles, None).unwrap();
+        let model = Arc::new(Model::open(&path).unwrap());
+        Self::of(folder, model)
     }
 
     fn inspector(&self) -> Inspector {
         let workers = Arc::new(Workers::new(1));
-        let backbone = CpuBackbone::new(&self.network, 64, Isa::detect(), Arc::clone(&workers)).unwrap();
-        Inspector::new(Arc::clone(&self.model), Box::new(backbone), workers).unwrap()
+        let backbone = Box::new(self.backbone.another_on(Arc::clone(&workers)));
+        Inspector::new(Arc::clone(&self.model), backbone, workers).unwrap()
     }
 
     fn host_network(&self, turn: &Turn) -> Box<HostNetwork> {
-        Box::new(HostNetwork::new(turn.fake, &self.model, &self.network))
+        Box::new(HostNetwork::of(turn.fake, &self.model, &self.backbone))
     }
 
     /// An inspector whose cells are measured on the device.
@@ -165,6 +188,19 @@ fn cells_of_a_model_of_whole_frames_are_measured_as_the_cpus() {
 }
 
 #[test]
+fn factors_in_single_precision_give_the_same_numbers() {
+    let Some(turn) = fake::turn("factors_in_single_precision_give_the_same_numbers") else { return };
+    let bed = Bed::new(false);
+    let single = bed.in_single_precision();
+    let (mut halves, mut singles) = (bed.on_device(&turn).unwrap(), single.on_device(&turn).unwrap());
+    for frame in &frames()[..4] {
+        assert_eq!(singles.inspect(frame).distances.unwrap(), halves.inspect(frame).distances.unwrap());
+        assert_eq!(singles.heatmap(), halves.heatmap());
+    }
+    assert!(singles.device().is_some() && halves.device().is_some(), "went to the CPU");
+}
+
+#[test]
 fn room_for_larger_frames_changes_no_verdict() {
     let Some(turn) = fake::turn("room_for_larger_frames_changes_no_verdict") else { return };
     let bed = Bed::new(false);
@@ -189,12 +225,11 @@ fn whatever_call_fails_at_start_is_a_clear_error_and_leaks_nothing() {
     let want = bed.inspector().inspect(frame);
     turn.fail(0, 0);
     drop(bed.on_device(&turn).unwrap());
-    let (all, mut refused) = (turn.calls(), 0);
+    let (all, mut refused, mut inspector) = (turn.calls(), 0, bed.inspector());
     assert!(all > 60, "{all} calls");
     for status in [2, 719] {
         for at in 1..=all {
             turn.fail(at, status);
-            let mut inspector = bed.inspector();
             let tried = Device::open().and_then(|device| inspector.use_device(&device, bed.host_network(&turn)));
             if let Err(error) = &tried {
                 let text = error.to_string();
@@ -208,7 +243,7 @@ fn whatever_call_fails_at_start_is_a_clear_error_and_leaks_nothing() {
                 // The inspector goes on with the CPU.
                 assert_eq!(inspector.inspect(frame).distances, want.distances, "call {at}");
             }
-            drop(inspector);
+            inspector.leave_device();
             assert_eq!(turn.alive(), 0, "call {at} of {all} failed with {status}: leaked; {tried:?}");
         }
     }
@@ -283,7 +318,7 @@ fn other_statistics_take_effect_between_two_cells_and_wrong_ones_change_nothing(
     let statistics = bed.model.statistics();
     // Rows twice as long: distances twice as large.
     let doubled: Vec<f32> = statistics.row_scale().iter().map(|scale| 2.0 * scale).collect();
-    let other = cellgate::gaussian::Statistics::new(16, 24, statistics.mean(), statistics.factors(), &doubled).unwrap();
+    let other = Statistics::new(16, 24, statistics.mean(), statistics.factors(), &doubled).unwrap();
     inspector.device().unwrap().replace_statistics(&other).unwrap();
     assert_eq!(inspector.inspect(frame).distances.unwrap().max, 2.0 * before.max);
     // Whatever fails on the way back leaves what is in force.

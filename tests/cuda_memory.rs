@@ -30,8 +30,8 @@ fn a_cell_on_a_device_allocates_nothing() {
     let model = Arc::new(Model::open(&common::small_model(folder.path(), 64, 16, 24)).unwrap());
     let (network, workers) = (ResNet18::embedded().unwrap(), Arc::new(Workers::new(1)));
     let backbone = CpuBackbone::new(&network, 64, Isa::detect(), Arc::clone(&workers)).unwrap();
-    let mut inspector = Inspector::new(Arc::clone(&model), Box::new(backbone), workers).unwrap();
     let on_stream = Box::new(network::HostNetwork::new(turn.fake, &model, &network));
+    let mut inspector = Inspector::new(Arc::clone(&model), Box::new(backbone), workers).unwrap();
     inspector.use_device(&Device::open().unwrap(), on_stream).unwrap();
     let generator = Generator::new(SynthConfig { size: 180, ..SynthConfig::default() }, 3).unwrap();
     let frames: Vec<_> = (0..6).map(|index| generator.cell(1000 + index).frame).collect();

@@ -10,6 +10,7 @@ use std::process::Command;
 use cellgate::backbone::{INPUT_MEAN, INPUT_STD, STAGE_CHANNELS};
 use cellgate::camera::Format;
 use cellgate::frame::Frame;
+use cellgate::gaussian::Precision;
 use cellgate::gaussian::distance::{mahalanobis, mahalanobis_dense};
 use cellgate::gaussian::factors::position_stride;
 use cellgate::heatmap::{Analyser, MAX_REGIONS};
@@ -96,13 +97,13 @@ fn the_fused_distance_is_the_cpus_and_the_unfused_one() {
     let kernels = kernels_or_skip!("the_fused_distance_is_the_cpus_and_the_unfused_one");
     for (size, grid, k, stages) in CASES {
         let mut cell = Cell::new(size, grid, k, stages);
-        let fit = cell.fit();
+        let (fit, single) = (cell.fit(Precision::F16), cell.fit(Precision::F32));
         let mut cpu = vec![0.0; grid * grid];
         cell.look_like(2);
         mahalanobis(&fit.view(), cell.embedder().project(&cell.pyramid), &mut cpu);
         let exact = mahalanobis_dense(&fit.view(), &cell.embedding());
         // As many warps as a block has room for on an Orin.
-        for warps in [1, 2, 4].into_iter().filter(|&warps| warps as usize * shared_bytes(k) <= 163 << 10) {
+        for warps in [1, 2, 4].into_iter().filter(|&warps| warps as usize * shared_bytes(k, 2) <= 163 << 10) {
             let float = cell.distances::<f32>(kernels, &fit, warps);
             let half = cell.distances::<f16>(kernels, &fit, warps);
             let what = format!("grid {grid}, k = {k}, {warps} warps");
@@ -113,6 +114,13 @@ fn the_fused_distance_is_the_cpus_and_the_unfused_one() {
             ];
             for (reference, error, tolerance) in errors {
                 assert!(error <= tolerance, "{what}: {error:e} from {reference}");
+            }
+            if warps as usize * shared_bytes(k, 4) <= 163 << 10 {
+                let fused = cell.distances::<f16>(kernels, &single, warps);
+                let mut embedding = cell.embedding();
+                embedding.values_mut().copy_from_slice(&cell.upsampled::<f16>(kernels));
+                let error = relative(&fused, mahalanobis_dense(&single.view(), &embedding));
+                assert!(error <= 1e-4, "{what}: {error:e} from f64 with factors in single precision");
             }
             for (fused, upsampled) in [(float, cell.upsampled::<f32>(kernels)), (half, cell.upsampled::<f16>(kernels))]
             {
@@ -128,7 +136,7 @@ fn the_fused_distance_is_the_cpus_and_the_unfused_one() {
 fn a_number_that_is_not_finite_reaches_the_distance_of_its_positions_alone() {
     let kernels = kernels_or_skip!("a_number_that_is_not_finite_reaches_the_distance_of_its_positions_alone");
     let mut cell = Cell::new(64, 16, 100, "1,2,3,4");
-    let fit = cell.fit();
+    let fit = cell.fit(Precision::F16);
     cell.pyramid.row_mut(0, 3)[5 * STAGE_CHANNELS[0]] = f32::NAN;
     let odd: Vec<usize> = cell
         .distances::<f16>(kernels, &fit, 4)
@@ -439,7 +447,7 @@ fn the_pace_of_the_distance_is_printed_on_a_device() {
     let shape = Shape {
         grid: [(grid * grid) as u32 / warps, 1, 1],
         block: [32 * warps, 1, 1],
-        shared: warps as usize * shared_bytes(k),
+        shared: warps as usize * shared_bytes(k, 2),
     };
     // SAFETY: the kernel's arguments, and buffers of the sizes that they name.
     let mut times = unsafe { driver.time("embed_distance_half_128", shape, &launches) };

@@ -59,6 +59,8 @@ const std::map<std::string, Kernel>& kernels() {
     static const std::map<std::string, Kernel> all{
         KERNEL(embed_distance_half_128),
         KERNEL(embed_distance_half_256),
+        KERNEL(embed_distance_half_128_single),
+        KERNEL(embed_distance_half_256_single),
         KERNEL(embed_distance_float_128),
         KERNEL(embed_distance_float_256),
         KERNEL(upsample_half),

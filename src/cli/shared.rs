@@ -12,7 +12,6 @@ use crate::backbone::ResNet18;
 use crate::backbone::cpu::CpuBackbone;
 use crate::backbone::weights::Loaded;
 use crate::clock;
-use crate::cuda::CudaError;
 use crate::embedding::{Mixing, Stages};
 use crate::eval::dataset::{Dataset, LABELS_FILE};
 use crate::eval::elpv;
@@ -90,9 +89,9 @@ impl Measuring {
     /// Puts it in front of the inspectors, and says on stderr what came of it unless that is plain: the CPU on a machine
     /// without NVIDIA's driver.
     pub fn engage(&self, network: &ResNet18, inspectors: &mut [Inspector]) -> anyhow::Result<()> {
-        match backend::engage(self.backend, network, &self.engines, inspectors)? {
-            Engaged::Cpu | Engaged::Fallback(CudaError::NoDriver { .. }) => {}
-            told => eprintln!("{told}"),
+        let engaged = backend::engage(self.backend, network, &self.engines, inspectors)?;
+        if engaged.disappoints() || matches!(engaged, Engaged::Device(_)) {
+            eprintln!("{engaged}");
         }
         Ok(())
     }

@@ -3,8 +3,6 @@
 use std::ffi::CStr;
 use std::sync::Arc;
 
-use half::f16;
-
 use super::CudaError;
 use super::device::{Device, Kernel, arguments};
 use super::memory::Buffer;
@@ -31,7 +29,8 @@ pub(super) struct DeviceStatistics {
     grid: usize,
     k: usize,
     mean: Buffer<f32>,
-    factors: Buffer<f16>,
+    /// Halves or floats, as the kernel takes them.
+    factors: Buffer<u8>,
     row_scale: Buffer<f32>,
 }
 
@@ -39,11 +38,19 @@ impl DeviceStatistics {
     /// Copies a fit's statistics to the device.
     pub(super) fn new(device: &Arc<Device>, statistics: &Statistics<'_>) -> Result<Self, CudaError> {
         let (grid, k) = (statistics.grid(), statistics.k());
-        let Factors::F16(factors) = statistics.factors() else {
-            return Err(CudaError::Unsupported { what: "models with factors in single precision (--f32)".into() });
+        let numbers = grid * grid * position_stride(k);
+        let (number, factors): (usize, &[u8]) = match statistics.factors() {
+            Factors::F16(u) => (2, bytemuck::cast_slice(&u[..numbers])),
+            Factors::F32(u) => (4, bytemuck::cast_slice(&u[..numbers])),
         };
-        let name: &'static CStr = if k <= 128 { c"embed_distance_half_128" } else { c"embed_distance_half_256" };
-        let shared = |warps: usize| warps * (2 * position_stride(k) + 4 * k.next_multiple_of(WARP).max(2 * WARP));
+        let name: &'static CStr = match (k <= 128, number) {
+            (true, 2) => c"embed_distance_half_128",
+            (false, 2) => c"embed_distance_half_256",
+            (true, _) => c"embed_distance_half_128_single",
+            (false, _) => c"embed_distance_half_256_single",
+        };
+        let centred = k.next_multiple_of(WARP).max(WARP * number);
+        let shared = |warps: usize| warps * (number * position_stride(k) + 4 * centred);
         let Some(warps) = WARPS.into_iter().find(|&warps| shared(warps) <= device.max_shared()) else {
             let what = format!(
                 "k = {k}: a warp needs {} bytes of shared memory, a block has {}",
@@ -58,7 +65,7 @@ impl DeviceStatistics {
             grid,
             k,
             mean: Buffer::of(device, "the means", &statistics.mean()[..grid * grid * k])?,
-            factors: Buffer::of(device, "the factors", &factors[..grid * grid * position_stride(k)])?,
+            factors: Buffer::of(device, "the factors", factors)?,
             row_scale: Buffer::of(device, "the scales of the factors' rows", statistics.row_scale())?,
         })
     }

@@ -74,14 +74,16 @@ pub enum Engaged {
 }
 
 impl Engaged {
+    /// Whether there was more to be had: a driver is there, and no device can be used.
+    #[must_use]
+    pub fn disappoints(&self) -> bool {
+        matches!(self, Self::Fallback(error) if !matches!(error, CudaError::NoDriver { .. }))
+    }
+
     /// Says it in the log.
     pub fn log(&self) {
-        match self {
-            Self::Cpu => log::info!("{self}"),
-            Self::Device(_) => log::info!("{self}"),
-            Self::Fallback(CudaError::NoDriver { .. }) => log::info!("{self}"),
-            Self::Fallback(_) => log::warn!("{self}"),
-        }
+        let level = if self.disappoints() { log::Level::Warn } else { log::Level::Info };
+        log::log!(level, "{self}");
     }
 }
 

@@ -1,6 +1,8 @@
 //! A network for the test double of the driver: the CPU's backbone and projection, run by a host function on the stream, as
 //! a device would run its own: later, and also from within a graph.
 
+#![allow(dead_code)] // each test program uses a part of it
+
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
@@ -35,12 +37,17 @@ pub struct HostNetwork {
 
 impl HostNetwork {
     pub fn new(fake: &'static Fake, model: &Model, network: &ResNet18) -> Self {
+        let (size, alone) = (model.header().settings.size as usize, Arc::new(Workers::new(1)));
+        Self::of(fake, model, &CpuBackbone::new(network, size, Isa::detect(), alone).unwrap())
+    }
+
+    /// With the weights of this backbone, which has one thread.
+    pub fn of(fake: &'static Fake, model: &Model, backbone: &CpuBackbone) -> Self {
         let size = model.header().settings.size as usize;
-        let alone = Arc::new(Workers::new(1));
         let projection = model.projection().clone();
         let stages = std::array::from_fn(|stage| projection.uses(stage));
         let run = Run {
-            backbone: CpuBackbone::new(network, size, Isa::detect(), alone).unwrap(),
+            backbone: backbone.another_on(Arc::new(Workers::new(1))),
             pyramid: Pyramid::with_stages(size, stages),
             image: vec![0.0; size * size],
             sums: vec![0.0; projection.k()],
