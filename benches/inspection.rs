@@ -77,7 +77,7 @@ fn main() -> anyhow::Result<()> {
 
     let mut run = || {
         let scores = if args.from_file {
-            scorer.score_file(&args.image, &statistics).map(|(scores, _)| scores)
+            scorer.rectify_file(&args.image).and_then(|_| scorer.score_rectified(&statistics))
         } else {
             scorer.score_rectified(&statistics)
         };

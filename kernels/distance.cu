@@ -5,8 +5,8 @@
 //            to a multiple of 8 (TensorRT's HWC8). Halves (`_half`) or floats (`_float`); a null pointer is a stage that
 //            the embedding does not use.
 //   mean     μ as floats, k a position.
-//   factors  U packed in halves, column by column (column j holds its rows j to k−1), k(k+1)/2 rounded up to 64 halves a
-//            position, so that each starts on a 128-byte line; see src/gaussian/factors.rs.
+//   factors  U packed in halves, or in floats (`_single`), column by column (column j holds its rows j to k−1), k(k+1)/2
+//            rounded up to 64 numbers a position, so that each starts on a 128-byte line; see src/gaussian/factors.rs.
 //   scale    what row i of U must be multiplied by, k floats.
 // Output
 //   out      grid² floats, row by row.
@@ -14,7 +14,8 @@
 // Launch of `embed_distance_*`
 //   block    32 × W threads, W ≤ 4: one warp a position. Grid ⌈positions / W⌉.
 //   shared   W × (2·position_stride(k) + 4·(k rounded up to 32, at least 64)) bytes: 42,496 at k = 100, W = 4. Above 48 KB the
-//            limit must be raised first (k > 106 at W = 4), on an Orin up to 163 KB: W ≤ 2 at k = 256.
+//            limit must be raised first (k > 106 at W = 4), on an Orin up to 163 KB: W ≤ 2 at k = 256. `_single`:
+//            4·position_stride(k), and at least 128.
 //   `_128`   k ≤ 128; `_256`: k ≤ 256, with twice the registers for sums.
 //
 // Bytes moved at grid = 64, k = 100: factors 41.4 MB, means 1.6 MB, maps of halves 1.1 MB (read often, but from the
@@ -87,33 +88,37 @@ __device__ __forceinline__ void read_out(const Maps<T>& maps, int grid, int k, i
     }
 }
 
-// Halves from one position to the next.
+// Numbers from one position to the next.
 __device__ __forceinline__ int position_stride(int k) { return (k * (k + 1) / 2 + 63) / 64 * 64; }
 
 // A warp's part of the shared memory: a packed position, and y − μ, which is long enough for what `norm` reads too much of the
 // position.
+template <typename U>
 struct Part {
-    __half* factors;
+    U* factors;
     float* centred;
     __device__ __forceinline__ Part(unsigned char* shared, int warp, int k) {
-        const int bytes = 2 * position_stride(k), floats = max((k + 31) / 32 * 32, 64);
+        constexpr int NUMBER = sizeof(U);
+        const int bytes = NUMBER * position_stride(k), floats = max((k + 31) / 32 * 32, 32 * NUMBER);
         unsigned char* own = shared + static_cast<size_t>(warp) * (bytes + 4 * floats);
-        factors = reinterpret_cast<__half*>(own);
+        factors = reinterpret_cast<U*>(own);
         centred = reinterpret_cast<float*>(own + bytes);
     }
 };
 
-__device__ __forceinline__ void start_copy(__half* shared, const __half* factors, int position, int k, int lane) {
+template <typename U>
+__device__ __forceinline__ void start_copy(U* shared, const U* factors, int position, int k, int lane) {
+    constexpr int EACH = 16 / sizeof(U);
     const int stride = position_stride(k);
-    const __half* from = factors + static_cast<size_t>(position) * stride;
-    for (int at = 8 * lane; at < stride; at += 8 * WARP) copy_async16(shared + at, from + at);
+    const U* from = factors + static_cast<size_t>(position) * stride;
+    for (int at = EACH * lane; at < stride; at += EACH * WARP) copy_async16(shared + at, from + at);
 }
 
 // ‖diag(scale)·U·d‖ of one warp. Lane l sums the rows l, l + 32, … up to 32·ROWS: those behind the last row sum what comes
 // after the column, and are dropped, so that only the block of columns that meets the diagonal has lanes to clear, and a column
 // needs one address for all its rows. What is read behind the position (at most 32·ROWS − k numbers) lies in the warp's part.
-template <int ROWS>
-__device__ __forceinline__ float norm(const __half* u, const float* d, const float* __restrict__ scale, int k, int lane) {
+template <int ROWS, typename U>
+__device__ __forceinline__ float norm(const U* u, const float* d, const float* __restrict__ scale, int k, int lane) {
     float z[ROWS] = {};
     int column = lane; // this lane's row of block 0 of the column, if it had one
 #pragma unroll
@@ -122,7 +127,7 @@ __device__ __forceinline__ float norm(const __half* u, const float* d, const flo
         const auto add = [&](int j, float x) {
 #pragma unroll
             for (int m = block; m < ROWS; ++m) {
-                const float value = __half2float(u[column + WARP * m]);
+                const float value = to_float(u[column + WARP * m]);
                 z[m] = fmaf(m > block || lane >= j ? value : 0.0f, x, z[m]);
             }
             column += k - 1 - (first + j);
@@ -148,15 +153,15 @@ __device__ __forceinline__ float norm(const __half* u, const float* d, const flo
     return sqrtf(warp_sum(sum));
 }
 
-template <typename T, int ROWS>
+template <typename T, typename U, int ROWS>
 __device__ __forceinline__ void embed_distance(const Maps<T>& maps, const float* __restrict__ mean,
-                                               const __half* __restrict__ factors, const float* __restrict__ scale,
+                                               const U* __restrict__ factors, const float* __restrict__ scale,
                                                float* __restrict__ out, int grid, int k, int stride) {
     DYNAMIC_SHARED(shared);
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     const int position = blockIdx.x * (blockDim.x / WARP) + warp;
     if (position >= grid * grid) return; // a whole warp; none waits for another
-    const Part part(shared, warp, k);
+    const Part<U> part(shared, warp, k);
     start_copy(part.factors, factors, position, k, lane);
     float y[ROWS];
 #pragma unroll
@@ -177,17 +182,19 @@ __device__ __forceinline__ void embed_distance(const Maps<T>& maps, const float*
 }
 
 // Registers are left to the compiler up to what 12 warps an SM allow: shared memory admits no more.
-#define EMBED_DISTANCE(name, type, rows)                                                                                \
+#define EMBED_DISTANCE(name, type, number, rows)                                                                        \
     extern "C" __global__ void __launch_bounds__(128, 3)                                                                \
-        name(Maps<type> maps, const float* __restrict__ mean, const __half* __restrict__ factors,                       \
+        name(Maps<type> maps, const float* __restrict__ mean, const number* __restrict__ factors,                       \
              const float* __restrict__ scale, float* __restrict__ out, int grid, int k, int stride) {                   \
-        embed_distance<type, rows>(maps, mean, factors, scale, out, grid, k, stride);                                   \
+        embed_distance<type, number, rows>(maps, mean, factors, scale, out, grid, k, stride);                           \
     }
 
-EMBED_DISTANCE(embed_distance_half_128, __half, 4)
-EMBED_DISTANCE(embed_distance_half_256, __half, 8)
-EMBED_DISTANCE(embed_distance_float_128, float, 4)
-EMBED_DISTANCE(embed_distance_float_256, float, 8)
+EMBED_DISTANCE(embed_distance_half_128, __half, __half, 4)
+EMBED_DISTANCE(embed_distance_half_256, __half, __half, 8)
+EMBED_DISTANCE(embed_distance_half_128_single, __half, float, 4)
+EMBED_DISTANCE(embed_distance_half_256_single, __half, float, 8)
+EMBED_DISTANCE(embed_distance_float_128, float, __half, 4)
+EMBED_DISTANCE(embed_distance_float_256, float, __half, 8)
 
 // Unfused, for checks. Reads the embedding out: grid² × k floats. One warp a position, as above; no shared memory.
 template <typename T>

@@ -9,20 +9,20 @@
 //   correct_bad
 //     Puts the median of up to 8 good neighbours in the place of a bad pixel, after `correct_pixels`. `neighbours` are nine
 //     words a bad pixel: how many, and their indices. One thread a bad pixel. Both equal the CPU's to the last bit.
-//   rectify_half, rectify_float
+//   rectify_image
 //     frame       width × height 16-bit values, row by row, no padding; it may lie in mapped host memory.
-//     homography  from a rectified point to a frame point, 9 doubles by value.
-//     taps        n of the n×n bilinear taps an output pixel: ⌈scale/1.5⌉ for `scale` frame pixels an output pixel, 1 to 16.
-//     factor, shift  g = value·factor − shift; 1/(white·0.226) and 0.449/0.226 give the network's input.
-//     out         size² halves (the network's input) or floats (for checks), row by row.
+//     placed      where the cell lies in it and how it is read, see `Placed`; in mapped host memory too, so that a graph that
+//                 was captured once serves every cell.
+//     image       size² floats in the frame's own units, row by row: for the gates, and for whoever shows the cell.
+//     input       size² halves, value·factor − shift: the network's input.
 //     Block 32 × 8 threads: 256 pixels of a row, in 32 spans; grid (⌈size / 256⌉, size). Static shared memory: the spans.
 //     Positions are exact in double precision at every eighth pixel and linear in between, in integers, as
 //     src/preprocess/rectify.rs has it: equal to the last bit. One thread of eight computes them: 8192 pairs at 256²,
 //     where an Orin's SM has two lanes for doubles.
-//     Bytes moved at 680² → 256²: 0.9 MB of frame, 0.13 MB of halves. Floor 5 µs at 205 GB/s, 15 µs at 68 GB/s; with
-//     2×2 taps the 1 M pixels that are read come from the caches.
+//     Bytes moved at 680² → 256²: 0.9 MB of frame, 0.26 MB of floats, 0.13 MB of halves. Floor 6 µs at 205 GB/s, 19 µs at
+//     68 GB/s; with 2×2 taps the 1 M pixels that are read come from the caches, where the device caches host memory.
 //   measure_image
-//     What the gates look at, of size² floats in the frame's own units (`rectify_float` with factor 1 and shift 0): the mean, and
+//     What the gates look at, of size² floats in the frame's own units (what `rectify_image` gives): the mean, and
 //     the root mean square of the four-neighbour Laplacian, divided by the mean; 0 for a black image. One block of 1024, sums by
 //     fixed trees. 256 KB at 256², from the cache.
 //   normalise_half
@@ -93,8 +93,12 @@ constexpr int SPAN = 8;
 constexpr int SPANS = 32;
 constexpr int ONE = 1 << 16;
 
-struct Homography {
-    double h[9];
+// `homography`: from a rectified point to a frame point. `taps`: n of the n×n bilinear taps an output pixel: ⌈scale/1.5⌉ for
+// `scale` frame pixels an output pixel, 1 to 16. `factor`, `shift`: 1/(white·0.226) and 0.449/0.226.
+struct Placed {
+    double homography[9];
+    int width, height, taps;
+    float factor, shift;
 };
 
 // The first tap of a span's first pixel, the way to its next taps across and down, and that to the next pixel.
@@ -156,17 +160,21 @@ __device__ __forceinline__ int64_t bilinear(const uint16_t* __restrict__ frame, 
     return static_cast<int64_t>(top) * 256 + static_cast<int64_t>(ty) * (bottom - top);
 }
 
-__device__ __forceinline__ void store(__half* to, float value) { *to = __float2half_rn(value); }
-__device__ __forceinline__ void store(float* to, float value) { *to = value; }
-
-template <typename T>
-__device__ __forceinline__ void rectify(const uint16_t* __restrict__ frame, int width, int height, const Homography& homography,
-                                        int taps, float factor, float shift, T* __restrict__ out, int size, Start* starts) {
-    const int end_x = (width - 1) * ONE, end_y = (height - 1) * ONE, row = blockIdx.y;
+extern "C" __global__ void __launch_bounds__(SPANS* SPAN)
+    rectify_image(const uint16_t* __restrict__ frame, const Placed* __restrict__ placed, float* __restrict__ image,
+                  __half* __restrict__ input, int size) {
+    __shared__ Start starts[SPANS];
+    __shared__ Placed here; // one read of host memory a block
+    const int row = blockIdx.y;
     const int thread = threadIdx.y * WARP + threadIdx.x, first = blockIdx.x * SPANS * SPAN;
+    constexpr int WORDS = sizeof(Placed) / sizeof(int);
+    if (thread < WORDS) reinterpret_cast<int*>(&here)[thread] = reinterpret_cast<const int*>(placed)[thread];
+    __syncthreads();
+    const int width = here.width, taps = here.taps;
+    const int end_x = (width - 1) * ONE, end_y = (here.height - 1) * ONE;
     if (threadIdx.y == 0) {
         const int at = first + SPAN * threadIdx.x;
-        if (at < size) starts[threadIdx.x] = start_of(homography.h, at, row, min(SPAN, size - at), taps, end_x, end_y);
+        if (at < size) starts[threadIdx.x] = start_of(here.homography, at, row, min(SPAN, size - at), taps, end_x, end_y);
     }
     __syncthreads();
     const int column = first + thread;
@@ -187,21 +195,9 @@ __device__ __forceinline__ void rectify(const uint16_t* __restrict__ frame, int 
         row_y = plus(row_y, s.down_y);
     }
     const float value = static_cast<float>(sum) * (1.0f / (65536.0f * static_cast<float>(taps * taps)));
-    store(&out[static_cast<size_t>(row) * size + column], value * factor - shift);
-}
-
-extern "C" __global__ void __launch_bounds__(SPANS* SPAN)
-    rectify_half(const uint16_t* __restrict__ frame, int width, int height, Homography homography, int taps, float factor,
-                 float shift, __half* __restrict__ out, int size) {
-    __shared__ Start starts[SPANS];
-    rectify(frame, width, height, homography, taps, factor, shift, out, size, starts);
-}
-
-extern "C" __global__ void __launch_bounds__(SPANS* SPAN)
-    rectify_float(const uint16_t* __restrict__ frame, int width, int height, Homography homography, int taps, float factor,
-                  float shift, float* __restrict__ out, int size) {
-    __shared__ Start starts[SPANS];
-    rectify(frame, width, height, homography, taps, factor, shift, out, size, starts);
+    const size_t at = static_cast<size_t>(row) * size + column;
+    image[at] = value;
+    input[at] = __float2half_rn(value * here.factor - here.shift);
 }
 
 extern "C" __global__ void __launch_bounds__(256)

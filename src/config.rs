@@ -17,6 +17,7 @@ use crate::operations::OperationsConfig;
 use crate::outbox::OutboxConfig;
 use crate::outbox::handshake::HandshakeConfig;
 use crate::outbox::mqtt::MqttConfig;
+use crate::pipeline::backend::{Backend, ENGINES};
 use crate::update::agent::UpdateConfig;
 
 /// Where the file lies if nobody says otherwise.
@@ -74,7 +75,7 @@ impl Default for StationConfig {
 }
 
 /// What judges.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct ModelConfig {
     /// The fitted model, a `.cgm`. With `update.state` it judges as long as no bundle has brought another, and may be left
@@ -86,6 +87,25 @@ pub struct ModelConfig {
     pub threads: usize,
     /// Days after which a model judges no more; 0: never. Default 0.
     pub max_age_days: u32,
+    /// `auto` (an NVIDIA device if one can be used, else the CPU), `cpu`, or `cuda` (without a device nothing starts).
+    /// Default `auto`.
+    pub backend: Backend,
+    /// The folder of the networks that `cellgate engine build` made for this device. Default
+    /// `/var/cache/cellgate/engines`.
+    pub engines: PathBuf,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            backbone: PathBuf::new(),
+            threads: 0,
+            max_age_days: 0,
+            backend: Backend::default(),
+            engines: ENGINES.into(),
+        }
+    }
 }
 
 /// Who says that a cell lies there.
@@ -274,6 +294,10 @@ mod tests {
             ("[trigger]\nsource = \"gpio\"\n", "[trigger] source = \"gpio\" needs a line"),
             ("[trigger]\nsource = \"mqtt\"\npairing = { window-ms = 500 }\n[mqtt]\nhost = \"b\"\n", "must stay below"),
             ("[trigger]\npairing = { confirm = 0 }\n", "confirm = 0: 2 to 1000"),
+            (
+                "[model]\npath = \"m\"\nbackend = \"gpu\"\n",
+                "unknown variant `gpu`, expected one of `auto`, `cpu`, `cuda`",
+            ),
             ("[mqtt\n", "c.toml"),
             ("model = 3\n", "c.toml"),
         ] {

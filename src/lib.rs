@@ -11,6 +11,7 @@
 //!
 //! In the order in which a frame walks through them: [`frame`], [`camera`] and [`gpio`] (where it comes from, and which
 //! cell it shows), [`preprocess`], [`backbone`], [`embedding`], [`gaussian`], [`heatmap`], [`classifier`], [`verdict`].
+//! [`cuda`] goes from the image to the heatmap on an NVIDIA device.
 //! [`model`] is what a fit leaves in a file, [`pipeline`] joins them all. [`station`] runs them on a line, [`outbox`] brings
 //! its verdicts to the broker, [`update`] brings it a new model, [`display`] and [`operations`] show how it does, and
 //! [`config`] says how all of it is set up. [`fleet`] brings a new model to many stations.
@@ -33,6 +34,7 @@ pub mod classifier;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod cuda;
 pub mod display;
 pub mod embedding;
 pub mod eval;

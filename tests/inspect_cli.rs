@@ -70,6 +70,25 @@ fn assert_fails(arguments: &[&str], says: &[&str]) {
 }
 
 #[test]
+fn without_a_driver_the_cpu_measures_unless_a_device_was_asked_for() {
+    let (model, batch) = (model(), fitted().join("batch"));
+    let inspect = |backend: &str| {
+        let arguments = ["inspect", text(&model), text(&batch), "--json", "--backend", backend];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cellgate"));
+        command.args(arguments).env("CELLGATE_LIBCUDA", "no-such-libcuda.so").output().unwrap()
+    };
+    let judged = |output: &Output| String::from_utf8_lossy(&output.stdout).lines().count();
+    for backend in ["auto", "cpu"] {
+        let output = inspect(backend);
+        assert!(output.status.success() && judged(&output) == 3, "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let output = inspect("cuda");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), judged(&output)), (Some(1), 0), "{error}");
+    assert!(error.contains("the backend cuda was asked for") && error.contains("no-such-libcuda.so"), "{error}");
+}
+
+#[test]
 fn cells_get_their_verdicts_in_order_with_all_fields() {
     let batch = fitted().join("batch");
     let cells = json(&[text(&batch), "--cell-mm", "210", "--threads", "3"]);

@@ -10,6 +10,7 @@ use std::process::Command;
 use cellgate::backbone::{INPUT_MEAN, INPUT_STD, STAGE_CHANNELS};
 use cellgate::camera::Format;
 use cellgate::frame::Frame;
+use cellgate::gaussian::Precision;
 use cellgate::gaussian::distance::{mahalanobis, mahalanobis_dense};
 use cellgate::gaussian::factors::position_stride;
 use cellgate::heatmap::{Analyser, MAX_REGIONS};
@@ -96,13 +97,13 @@ fn the_fused_distance_is_the_cpus_and_the_unfused_one() {
     let kernels = kernels_or_skip!("the_fused_distance_is_the_cpus_and_the_unfused_one");
     for (size, grid, k, stages) in CASES {
         let mut cell = Cell::new(size, grid, k, stages);
-        let fit = cell.fit();
+        let (fit, single) = (cell.fit(Precision::F16), cell.fit(Precision::F32));
         let mut cpu = vec![0.0; grid * grid];
         cell.look_like(2);
         mahalanobis(&fit.view(), cell.embedder().project(&cell.pyramid), &mut cpu);
         let exact = mahalanobis_dense(&fit.view(), &cell.embedding());
         // As many warps as a block has room for on an Orin.
-        for warps in [1, 2, 4].into_iter().filter(|&warps| warps as usize * shared_bytes(k) <= 163 << 10) {
+        for warps in [1, 2, 4].into_iter().filter(|&warps| warps as usize * shared_bytes(k, 2) <= 163 << 10) {
             let float = cell.distances::<f32>(kernels, &fit, warps);
             let half = cell.distances::<f16>(kernels, &fit, warps);
             let what = format!("grid {grid}, k = {k}, {warps} warps");
@@ -113,6 +114,13 @@ fn the_fused_distance_is_the_cpus_and_the_unfused_one() {
             ];
             for (reference, error, tolerance) in errors {
                 assert!(error <= tolerance, "{what}: {error:e} from {reference}");
+            }
+            if warps as usize * shared_bytes(k, 4) <= 163 << 10 {
+                let fused = cell.distances::<f16>(kernels, &single, warps);
+                let mut embedding = cell.embedding();
+                embedding.values_mut().copy_from_slice(&cell.upsampled::<f16>(kernels));
+                let error = relative(&fused, mahalanobis_dense(&single.view(), &embedding));
+                assert!(error <= 1e-4, "{what}: {error:e} from f64 with factors in single precision");
             }
             for (fused, upsampled) in [(float, cell.upsampled::<f32>(kernels)), (half, cell.upsampled::<f16>(kernels))]
             {
@@ -128,7 +136,7 @@ fn the_fused_distance_is_the_cpus_and_the_unfused_one() {
 fn a_number_that_is_not_finite_reaches_the_distance_of_its_positions_alone() {
     let kernels = kernels_or_skip!("a_number_that_is_not_finite_reaches_the_distance_of_its_positions_alone");
     let mut cell = Cell::new(64, 16, 100, "1,2,3,4");
-    let fit = cell.fit();
+    let fit = cell.fit(Precision::F16);
     cell.pyramid.row_mut(0, 3)[5 * STAGE_CHANNELS[0]] = f32::NAN;
     let odd: Vec<usize> = cell
         .distances::<f16>(kernels, &fit, 4)
@@ -303,27 +311,34 @@ fn a_frame_is_straightened_and_normalised_to_the_last_bit() {
         let scale = (0..4).map(side).sum::<f64>() / 4.0 / size as f64;
         let taps = (scale / 1.5).ceil() as i32;
         let (factor, shift) = (1.0 / (f32::from(white) * INPUT_STD), INPUT_MEAN / INPUT_STD);
-        let (width, height, length) = (frame_side as i32, frame_side as i32, size as i32);
+        let (side, length) = (frame_side as u32, size as i32);
         let shape = Shape { grid: [size.div_ceil(256) as u32, size as u32, 1], block: [32, 8, 1], shared: 0 };
         let mut pixels = Memory::of(frame.pixels());
         // The frame lies in the picture, or reaches beyond it on every side.
         let outside = [1.3, 0.0, -90.0, 0.0, 1.3, -90.0, 0.0, 0.0, 1.0];
         for (inside, homography) in [(true, placement.homography), (false, outside)] {
-            let (mut floats, mut halves) = (Memory::<f32>::new(size * size), Memory::<f16>::new(size * size));
-            let (pixels, float, half) = (pixels.pointer(), floats.pointer(), halves.pointer());
-            // SAFETY: the kernels' arguments, a frame of width × height and images of size².
-            unsafe {
-                let arguments = arguments![pixels, width, height, homography, taps, factor, shift, float, length];
-                kernels.launch("rectify_float", shape, 7, arguments).unwrap();
-                let arguments = arguments![pixels, width, height, homography, taps, factor, shift, half, length];
-                kernels.launch("rectify_half", shape, 1, arguments).unwrap();
-            }
-            let floats = floats.values();
+            // As the kernel's `Placed` lies in memory.
+            let words = homography.into_iter().flat_map(|h| [h.to_bits() as u32, (h.to_bits() >> 32) as u32]);
+            let rest = [side, side, taps as u32, factor.to_bits(), shift.to_bits(), 0];
+            let mut placed = Memory::of(&words.chain(rest).collect::<Vec<u32>>());
+            let (pixels, placed) = (pixels.pointer(), placed.pointer());
+            let run = |order| {
+                let (mut image, mut input) = (Memory::<f32>::new(size * size), Memory::<f16>::new(size * size));
+                let (float, half) = (image.pointer(), input.pointer());
+                // SAFETY: the kernel's arguments, a frame of width × height and images of size².
+                unsafe {
+                    kernels.launch("rectify_image", shape, order, arguments![pixels, placed, float, half, length])
+                }
+                .unwrap();
+                (bits(&image.values()), input.values())
+            };
+            let (image, input) = in_every_order(run);
+            let normalised: Vec<f32> = image.iter().map(|&g| f32::from_bits(g) * factor - shift).collect();
             if inside {
-                assert_eq!(bits(&floats), bits(&want), "{frame_side} → {size}");
+                assert_eq!(bits(&normalised), bits(&want), "{frame_side} → {size}");
             }
-            assert!(floats.iter().all(|g| g.is_finite()));
-            assert_eq!(halves.values(), floats.iter().map(|&g| f16::from_f32(g)).collect::<Vec<_>>());
+            assert!(normalised.iter().all(|g| g.is_finite()));
+            assert_eq!(input, normalised.iter().map(|&g| f16::from_f32(g)).collect::<Vec<_>>());
         }
     }
 }
@@ -432,7 +447,7 @@ fn the_pace_of_the_distance_is_printed_on_a_device() {
     let shape = Shape {
         grid: [(grid * grid) as u32 / warps, 1, 1],
         block: [32 * warps, 1, 1],
-        shared: warps as usize * shared_bytes(k),
+        shared: warps as usize * shared_bytes(k, 2),
     };
     // SAFETY: the kernel's arguments, and buffers of the sizes that they name.
     let mut times = unsafe { driver.time("embed_distance_half_128", shape, &launches) };

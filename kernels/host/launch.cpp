@@ -8,6 +8,7 @@
 #include "../heatmap.cu"
 
 #include <map>
+#include <tuple>
 #include <utility>
 
 // Two kernels with mistakes, to see that they show.
@@ -33,23 +34,33 @@ extern "C" __global__ void mistake_no_wait(const float* from, float* out) {
 
 namespace {
 
-using Call = std::function<void(void**)>;
+using Call = std::function<void()>;
+
+// A kernel that can be given its arguments: they are copied, as a driver does.
+struct Kernel {
+    std::function<Call(void**)> bind;
+};
 
 template <class... Args, size_t... I>
-Call with_arguments(void (*kernel)(Args...), std::index_sequence<I...>) {
-    return [kernel](void** arguments) { kernel(*static_cast<std::remove_reference_t<Args>*>(arguments[I])...); };
+Kernel with_arguments(void (*kernel)(Args...), std::index_sequence<I...>) {
+    return {[kernel](void** arguments) {
+        const std::tuple<std::decay_t<Args>...> copied(*static_cast<std::decay_t<Args>*>(arguments[I])...);
+        return Call([kernel, copied] { std::apply(kernel, copied); });
+    }};
 }
 
 template <class... Args>
-Call callable(void (*kernel)(Args...)) {
+Kernel callable(void (*kernel)(Args...)) {
     return with_arguments(kernel, std::index_sequence_for<Args...>{});
 }
 
-const std::map<std::string, Call>& kernels() {
+const std::map<std::string, Kernel>& kernels() {
 #define KERNEL(name) {#name, callable(name)}
-    static const std::map<std::string, Call> all{
+    static const std::map<std::string, Kernel> all{
         KERNEL(embed_distance_half_128),
         KERNEL(embed_distance_half_256),
+        KERNEL(embed_distance_half_128_single),
+        KERNEL(embed_distance_half_256_single),
         KERNEL(embed_distance_float_128),
         KERNEL(embed_distance_float_256),
         KERNEL(upsample_half),
@@ -61,8 +72,7 @@ const std::map<std::string, Call>& kernels() {
         KERNEL(heatmap_regions),
         KERNEL(correct_pixels),
         KERNEL(correct_bad),
-        KERNEL(rectify_half),
-        KERNEL(rectify_float),
+        KERNEL(rectify_image),
         KERNEL(normalise_half),
         KERNEL(measure_image),
         KERNEL(mistake_no_barrier),
@@ -81,9 +91,9 @@ extern "C" int cellgate_launch(const char* name, const unsigned grid[3], const u
     try {
         const auto found = kernels().find(name);
         if (found == kernels().end()) host::fail(std::string("there is no kernel ") + name);
-        const Call& call = found->second;
+        const Call call = found->second.bind(arguments);
         const host::Launch launch{{grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, shared_bytes, order};
-        host::run(launch, [&] { call(arguments); });
+        host::run(launch, call);
         return 0;
     } catch (const std::exception& what) {
         if (error_size) {

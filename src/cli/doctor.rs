@@ -10,6 +10,7 @@ use crate::config::{Config, DEFAULT_PATH};
 use crate::operations::OperationsConfig;
 use crate::operations::doctor::{Broker, Check, Finding, Subject, examine, worst};
 use crate::outbox::mqtt;
+use crate::pipeline::Backend;
 use crate::station::start;
 use crate::update::disk::Folder;
 use crate::update::slots::Slots;
@@ -38,6 +39,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     backbone: Option<PathBuf>,
 
+    /// What measures cells [default: as configured, or auto].
+    #[arg(long, value_name = "WHICH")]
+    backend: Option<Backend>,
+
     /// The folder of the outbox.
     #[arg(long, value_name = "FOLDER")]
     outbox: Option<PathBuf>,
@@ -56,15 +61,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let parts = args.model.is_some() || args.backbone.is_some() || args.outbox.is_some() || args.broker.is_some();
     let checks = match &args.config {
         None if parts => of_parts(&args)?,
-        None => of_config(&Config::load(Path::new(DEFAULT_PATH))?),
-        Some(path) => of_config(&Config::load(path)?),
+        None => of_config(&Config::load(Path::new(DEFAULT_PATH))?, args.backend),
+        Some(path) => of_config(&Config::load(path)?, args.backend),
     };
     print(&checks, args.json)?;
     Ok(if worst(&checks) == Finding::Fail { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// What a configuration names.
-fn of_config(config: &Config) -> Vec<Check> {
+fn of_config(config: &Config, backend: Option<Backend>) -> Vec<Check> {
     let broker = (!config.mqtt.host.is_empty()).then(|| Broker {
         host: &config.mqtt.host,
         port: config.mqtt.port,
@@ -83,6 +88,7 @@ fn of_config(config: &Config) -> Vec<Check> {
     examine(Subject {
         model: Some(in_force.as_ref().unwrap_or(&config.model.path)),
         backbone,
+        backend: backend.unwrap_or(config.model.backend),
         camera: Some(Box::new(|| start::open_camera(config).map_err(|error| error.to_string()))),
         broker,
         outbox: config.outbox.path.parent(),
@@ -106,6 +112,7 @@ fn of_parts(args: &Args) -> anyhow::Result<Vec<Check>> {
     Ok(examine(Subject {
         model: args.model.as_deref(),
         backbone: args.backbone.as_deref(),
+        backend: args.backend.unwrap_or_default(),
         camera: None,
         broker,
         outbox: args.outbox.as_deref(),

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::shared;
 use crate::config::{Config, DEFAULT_PATH};
 use crate::operations::log;
+use crate::pipeline::Backend;
 use crate::station::appliance::Appliance;
 use crate::station::status::{Health, Status};
 
@@ -36,6 +37,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE", default_value = DEFAULT_PATH)]
     config: PathBuf,
 
+    /// What measures cells, whatever the configuration says: `auto`, `cpu` or `cuda`.
+    #[arg(long, value_name = "WHICH")]
+    backend: Option<Backend>,
+
     /// Only check the configuration, and print it with all defaults.
     #[arg(long)]
     check: bool,
@@ -58,7 +63,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         print!("{EXAMPLE}");
         return Ok(ExitCode::SUCCESS);
     }
-    let config = Config::load(&args.config)?;
+    let mut config = Config::load(&args.config)?;
+    config.model.backend = args.backend.unwrap_or(config.model.backend);
     if args.check {
         print!("{}", config.to_toml());
         return Ok(ExitCode::SUCCESS);

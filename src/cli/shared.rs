@@ -18,8 +18,9 @@ use crate::eval::elpv;
 use crate::gaussian::{Precision, Shrinkage};
 use crate::heatmap::ScoreKind;
 use crate::model::Settings;
+use crate::pipeline::backend::{self, Backend, Engaged};
 use crate::pipeline::fitting::{Cell, Fitter};
-use crate::pipeline::{Extractor, PipelineError};
+use crate::pipeline::{Extractor, Inspector, PipelineError};
 use crate::preprocess::{AugmentConfig, PreprocessConfig, Threshold};
 use crate::whole_file;
 use crate::workers::Workers;
@@ -68,6 +69,31 @@ impl Engine {
             })
             .collect::<Result<Vec<_>, PipelineError>>()?;
         Ok(Fitter::new(extractors))
+    }
+}
+
+/// What measures cells.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Measuring {
+    /// What measures cells: `auto` (an NVIDIA device if one can be used, else the CPU), `cpu`, or `cuda` (fails without a
+    /// device).
+    #[arg(long, value_name = "WHICH", default_value_t = Backend::Auto)]
+    pub backend: Backend,
+
+    /// The folder of the networks that `cellgate engine build` made for this device.
+    #[arg(long, value_name = "DIR", default_value = backend::ENGINES)]
+    pub engines: PathBuf,
+}
+
+impl Measuring {
+    /// Puts it in front of the inspectors, and says on stderr what came of it unless that is plain: the CPU on a machine
+    /// without NVIDIA's driver.
+    pub fn engage(&self, network: &ResNet18, inspectors: &mut [Inspector]) -> anyhow::Result<()> {
+        let engaged = backend::engage(self.backend, network, &self.engines, inspectors)?;
+        if engaged.disappoints() || matches!(engaged, Engaged::Device(_)) {
+            eprintln!("{engaged}");
+        }
+        Ok(())
     }
 }
 

@@ -100,6 +100,18 @@ impl Regions {
         &self.found[..self.len]
     }
 
+    /// Regions that another backend found, highest peak first, of which there were `total`; those past [`MAX_REGIONS`] are
+    /// dropped.
+    #[must_use]
+    pub fn from_found(found: impl IntoIterator<Item = Region>, total: usize) -> Self {
+        let mut regions = Self { total, ..Self::default() };
+        for (to, region) in regions.found.iter_mut().zip(found) {
+            *to = region;
+            regions.len += 1;
+        }
+        regions
+    }
+
     fn insert(&mut self, region: Region) {
         self.total += 1;
         let at = self.as_slice().partition_point(|r| r.peak >= region.peak);

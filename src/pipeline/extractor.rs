@@ -98,13 +98,29 @@ impl Extractor {
     /// # Errors
     /// Why the cell cannot be judged.
     pub fn load_file(&mut self, path: &Path) -> Result<Placement, Invalid> {
+        self.with_file(path, Self::rectify)
+    }
+
+    /// Reads an image file and finds the cell in it, as [`locate`](Self::locate) does.
+    ///
+    /// # Errors
+    /// Why the cell cannot be judged.
+    pub fn locate_file(&mut self, path: &Path) -> Result<Placement, Invalid> {
+        self.with_file(path, Self::locate)
+    }
+
+    fn with_file(
+        &mut self,
+        path: &Path,
+        place: impl FnOnce(&mut Self, &Frame) -> Result<Placement, Invalid>,
+    ) -> Result<Placement, Invalid> {
         let mut frame = std::mem::replace(&mut self.frame, Frame::new(0, 0, 1));
         let mut clock = Instant::now();
         let decoded = decode_file_into(path, &self.limits, &mut frame);
         self.spent.images += since(&mut clock);
         let outcome = decoded.map_err(|error| Invalid::Unreadable(chain(&error))).and_then(|()| {
             self.make_room(frame.width().max(frame.height())).map_err(unreadable)?;
-            self.rectify(&frame)
+            place(self, &frame)
         });
         self.spent.rectify += since(&mut clock);
         self.frame = frame;
@@ -124,6 +140,12 @@ impl Extractor {
         Ok(())
     }
 
+    /// The longest side that a frame may have.
+    #[must_use]
+    pub fn side(&self) -> usize {
+        self.side
+    }
+
     /// Where the time went since this was asked last.
     pub fn take_spent(&mut self) -> Spent {
         std::mem::take(&mut self.spent)
@@ -135,6 +157,40 @@ impl Extractor {
     /// Why the cell cannot be judged.
     pub fn rectify(&mut self, frame: &Frame) -> Result<Placement, Invalid> {
         self.preprocessor.run(frame, &mut self.image).map_err(Invalid::Frame)
+    }
+
+    /// Finds the cell of a frame, whose image another backend makes and [`adopt`](Self::adopt) takes. Allocates nothing.
+    ///
+    /// # Errors
+    /// Why the cell cannot be judged.
+    pub fn locate(&mut self, frame: &Frame) -> Result<Placement, Invalid> {
+        self.preprocessor.locate(frame).map_err(Invalid::Frame)
+    }
+
+    /// Takes over the image that another backend made of the frame whose cell was [located](Self::locate) last, in the
+    /// frame's units, with its brightness (of full scale) and sharpness, and passes it through the gates.
+    ///
+    /// # Errors
+    /// Why the cell cannot be judged.
+    ///
+    /// # Panics
+    /// If the image has another size.
+    pub fn adopt(
+        &mut self,
+        image: &[f32],
+        [factor, shift]: [f32; 2],
+        placement: &mut Placement,
+        [brightness, sharpness]: [f32; 2],
+    ) -> Result<(), Invalid> {
+        assert_eq!(image.len(), self.image.len(), "an image of another size");
+        self.image.iter_mut().zip(image).for_each(|(to, value)| *to = value * factor - shift);
+        self.preprocessor.accept(placement, brightness, sharpness).map_err(Invalid::Frame)
+    }
+
+    /// How a frame becomes an image.
+    #[must_use]
+    pub fn preprocessing(&self) -> &PreprocessConfig {
+        self.preprocessor.config()
     }
 
     /// The rectified, normalised image: S·S values.

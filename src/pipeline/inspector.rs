@@ -7,10 +7,11 @@ use std::time::Instant;
 use crate::backbone::Backbone;
 use crate::classifier::evidence::Witness;
 use crate::classifier::judge::Bench;
+use crate::cuda::{CellGraph, CellInput, CellSettings, CudaError, Device, DeviceNetwork, Start};
 use crate::frame::Frame;
-use crate::heatmap::Scores;
+use crate::heatmap::{Regions, Scores};
 use crate::model::Model;
-use crate::preprocess::{Placement, Refusal};
+use crate::preprocess::{self, Placement, Refusal};
 use crate::simd::Isa;
 use crate::verdict::{Grading, Invalid, Latency, Probabilities, Verdict};
 use crate::workers::Workers;
@@ -20,10 +21,21 @@ use super::{Extractor, PipelineError, Scorer};
 
 /// Judges cells with one model. [`Inspector::inspect`] allocates nothing; [`Inspector::inspect_file`] does, to read the
 /// file.
+///
+/// A [device](Self::use_device) may take the way from the image to the heatmap over. The cell during which it fails is
+/// [`Invalid::Internal`]; from the next one on the CPU does it all again.
 pub struct Inspector {
     model: Arc<Model>,
     scorer: Scorer,
+    device: Option<CellGraph>,
     classifier: Option<Classifier>,
+}
+
+/// What was measured of a cell; regions only if a device has found them already.
+struct Measured {
+    placement: Placement,
+    scores: Scores,
+    regions: Option<Regions>,
 }
 
 /// The model's classifier at work, and what it looks with.
@@ -54,7 +66,42 @@ impl Inspector {
         if classifier.is_some() && !scorer.sees_all_stages() {
             return Err(PipelineError::Stages);
         }
-        Ok(Self { model, scorer, classifier })
+        Ok(Self { model, scorer, device: None, classifier })
+    }
+
+    /// Lets `device` measure, with `network` to give it the projected maps of this model's backbone. Everything is allocated
+    /// and captured here.
+    ///
+    /// # Errors
+    /// If the device cannot do what the model asks for, or fails; the CPU goes on then.
+    pub fn use_device(&mut self, device: &Arc<Device>, network: Box<dyn DeviceNetwork>) -> Result<(), CudaError> {
+        let header = self.model.header();
+        let projection = self.model.projection();
+        let start = match self.scorer.straightens() {
+            true => Start::Frame { pixels: self.scorer.room() },
+            false => Start::Image,
+        };
+        let settings = CellSettings {
+            start,
+            size: header.settings.size as usize,
+            stages: std::array::from_fn(|stage| projection.uses(stage)),
+            window: self.scorer.window(),
+            // Without a calibration nothing is judged, and no region is asked for.
+            level: header.calibration.as_ref().map_or(f32::INFINITY, |calibration| calibration.region),
+            statistics: self.model.statistics(),
+        };
+        self.device = Some(CellGraph::new(device, network, &settings)?);
+        Ok(())
+    }
+
+    /// From the next cell on the CPU measures; what was allocated on the device is given back.
+    pub fn leave_device(&mut self) {
+        self.device = None;
+    }
+
+    /// The device that measures, if one does.
+    pub fn device(&mut self) -> Option<&mut CellGraph> {
+        self.device.as_mut()
     }
 
     /// Makes the buffers large enough for a camera's frames of this size; those larger than 2048 pixels a side are
@@ -63,25 +110,54 @@ impl Inspector {
     /// # Errors
     /// If they are too large.
     pub fn make_room(&mut self, width: usize, height: usize) -> Result<(), PipelineError> {
-        Ok(self.scorer.make_room(width.max(height))?)
+        self.scorer.make_room(width.max(height))?;
+        if let Some(device) = &mut self.device {
+            device.make_room(self.scorer.room())?;
+        }
+        Ok(())
     }
 
     /// Judges the cell in a frame.
     pub fn inspect(&mut self, frame: &Frame) -> Verdict {
         let started = Instant::now();
-        let measured = self.scorer.score_frame(frame, &self.model.statistics());
+        let placed = match self.device_straightens() {
+            true => self.scorer.locate(frame),
+            false => self.scorer.rectify(frame),
+        };
+        let measured = placed.and_then(|placement| self.measure(placement, Some(frame)));
         self.decide(measured, started)
     }
 
     /// Judges the cell in an image file.
     pub fn inspect_file(&mut self, path: &Path) -> Verdict {
         let started = Instant::now();
-        let measured = self.scorer.score_file(path, &self.model.statistics());
+        let placed = match self.device_straightens() {
+            true => self.scorer.locate_file(path),
+            false => self.scorer.rectify_file(path),
+        };
+        let measured = placed.and_then(|placement| self.measure(placement, None));
         self.decide(measured, started)
     }
 
-    fn decide(&mut self, measured: Result<(Scores, Placement), Invalid>, mut started: Instant) -> Verdict {
-        let (distances, placement) = match measured {
+    fn device_straightens(&self) -> bool {
+        self.device.is_some() && self.scorer.straightens()
+    }
+
+    /// Measures the cell that was placed last, in this frame or in the file that was read, on the device or on the CPU.
+    fn measure(&mut self, placement: Placement, frame: Option<&Frame>) -> Result<Measured, Invalid> {
+        let Some(device) = &mut self.device else {
+            let scores = self.scorer.score_rectified(&self.model.statistics())?;
+            return Ok(Measured { placement, scores, regions: None });
+        };
+        measure_on_device(device, &mut self.scorer, placement, frame).unwrap_or_else(|error| {
+            log::error!("{error}; this cell is INVALID(internal), and the next ones are measured on the CPU");
+            self.leave_device();
+            Err(Invalid::Internal)
+        })
+    }
+
+    fn decide(&mut self, measured: Result<Measured, Invalid>, mut started: Instant) -> Verdict {
+        let Measured { placement, scores: distances, regions } = match measured {
             Ok(measured) => measured,
             Err(reason) => {
                 // Nearly always a gate, and what little came after it counts as its time.
@@ -101,7 +177,8 @@ impl Inspector {
         let distance = distances.get(calibration.kind);
         let score = calibration.score(distance);
         let mut outcome = calibration.decide(score);
-        let regions = self.scorer.regions(calibration.region);
+        let on_device = regions.is_some();
+        let regions = regions.unwrap_or_else(|| self.scorer.regions(calibration.region));
         let mut latency = self.scorer.latency();
         latency.heatmap_us += lap(&mut clock);
         let mut probabilities = None;
@@ -109,10 +186,14 @@ impl Inspector {
             (&mut self.classifier, &self.model.header().classifier)
         {
             let views = header.judge.views as usize;
-            let opinion = match self.scorer.show(witness, views) {
-                Ok(()) => bench.hear(witness, 0),
-                Err(reason) => return Verdict { latency, ..Verdict::invalid(reason) },
-            };
+            self.scorer.show_planes(witness);
+            // Only the kernel machine looks at features. A device gives none, so that the backbone runs here for it.
+            if bench.judge().kernel().is_some()
+                && let Err(reason) = self.scorer.show_features(witness, views, !on_device)
+            {
+                return Verdict { latency, ..Verdict::invalid(reason) };
+            }
+            let opinion = bench.hear(witness, 0);
             latency.classifier_us = lap(&mut clock);
             let Some(opinion) = opinion else {
                 return Verdict { latency, ..Verdict::invalid(Invalid::NotFinite) };
@@ -149,3 +230,38 @@ impl Inspector {
         self.scorer.image()
     }
 }
+
+/// The scorer is left as if it had measured the cell itself. The outer error is the device's, after which nothing is known
+/// of the cell.
+fn measure_on_device(
+    device: &mut CellGraph,
+    scorer: &mut Scorer,
+    mut placement: Placement,
+    frame: Option<&Frame>,
+) -> Result<Result<Measured, Invalid>, CudaError> {
+    let mut clock = Instant::now();
+    let findings = if scorer.straightens() {
+        device.make_room(scorer.room())?;
+        let frame = frame.unwrap_or_else(|| scorer.frame());
+        let normalisation = preprocess::normalisation(frame);
+        let findings = device.run(CellInput::Frame(frame, &placement))?;
+        if let Some(made) = device.straightened()? {
+            let measures = [made.brightness, made.sharpness];
+            if let Err(reason) = scorer.adopt_image(made.image, normalisation, &mut placement, measures) {
+                return Ok(Err(reason));
+            }
+        }
+        findings
+    } else {
+        device.run(CellInput::Image(scorer.image()))?
+    };
+    scorer.adopt(device.heatmap(), lap(&mut clock));
+    let measured = |scores| Measured { placement, scores, regions: Some(findings.regions) };
+    Ok(findings.scores.map(measured).ok_or(Invalid::NotFinite))
+}
+
+/// One thread makes an inspector, another judges with it, a third may drop it.
+const _: fn() = || {
+    fn sends<T: Send>() {}
+    sends::<Inspector>();
+};

@@ -1,10 +1,12 @@
 //! The whole way of a frame, and the fit that comes before it: the only room that knows the order of the others.
 //!
-//! [`Extractor`] takes a frame to its pyramid; [`Scorer`] goes on to heatmap and score; [`Inspector`] to the verdict.
+//! [`Extractor`] takes a frame to its pyramid; [`Scorer`] goes on to heatmap and score; [`Inspector`] to the verdict, by the
+//! CPU or by what [`backend`] puts in front of it.
 //! [`fitting`] runs extractors on all cores over a data set to gather, resume, merge and calibrate a model;
 //! [`crossval`] measures every cell by statistics that have not seen it, and [`teaching`] gathers what the classifier
 //! sees of it then.
 
+pub mod backend;
 mod channel_scale;
 pub mod crossval;
 mod extractor;
@@ -16,6 +18,7 @@ mod scorer;
 mod spent;
 pub mod teaching;
 
+pub use backend::{Backend, BackendError};
 pub use extractor::Extractor;
 pub use inspector::Inspector;
 pub use outcomes::Outcomes;
@@ -26,6 +29,7 @@ use thiserror::Error;
 
 use crate::backbone::BackboneError;
 use crate::classifier::NetworkError;
+use crate::cuda::CudaError;
 use crate::model::ModelError;
 use crate::preprocess::ConfigError;
 
@@ -45,6 +49,9 @@ pub enum PipelineError {
     /// The classifier's network cannot be run.
     #[error(transparent)]
     Classifier(#[from] NetworkError),
+    /// The device has no room.
+    #[error(transparent)]
+    Device(#[from] CudaError),
     /// The classifier sees what the backbone does not compute.
     #[error(
         "the classifier looks at all four stages of the backbone, but the model was fitted with some of them: fit again \

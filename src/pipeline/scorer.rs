@@ -11,7 +11,7 @@ use crate::gaussian::Statistics;
 use crate::gaussian::distance::mahalanobis;
 use crate::heatmap::{Analyser, Regions, Scores};
 use crate::model::Settings;
-use crate::preprocess::{Augmentation, ConfigError, Placement};
+use crate::preprocess::{Augmentation, ConfigError, Mode, Placement};
 use crate::simd::Isa;
 use crate::verdict::{Invalid, Latency};
 use crate::workers::Workers;
@@ -44,29 +44,51 @@ impl Scorer {
         }
     }
 
-    /// Reads an image file and measures the cell in it.
+    /// Reads an image file and rectifies the cell in it.
     ///
     /// # Errors
     /// Why the cell cannot be judged.
-    pub fn score_file(&mut self, path: &Path, statistics: &Statistics<'_>) -> Result<(Scores, Placement), Invalid> {
+    pub fn rectify_file(&mut self, path: &Path) -> Result<Placement, Invalid> {
         let mut clock = Instant::now();
         let placement = self.extractor.load_file(path)?;
-        self.latency.preprocess_us = lap(&mut clock);
-        Ok((self.score_rectified(statistics)?, placement))
+        self.latency = Latency { preprocess_us: lap(&mut clock), ..Latency::default() };
+        Ok(placement)
     }
 
-    /// Measures the cell in a frame.
+    /// Rectifies the cell in a frame.
     ///
     /// # Errors
     /// Why the cell cannot be judged.
-    pub fn score_frame(&mut self, frame: &Frame, statistics: &Statistics<'_>) -> Result<(Scores, Placement), Invalid> {
+    pub fn rectify(&mut self, frame: &Frame) -> Result<Placement, Invalid> {
         let mut clock = Instant::now();
         let placement = self.extractor.rectify(frame)?;
-        self.latency.preprocess_us = lap(&mut clock);
-        Ok((self.score_rectified(statistics)?, placement))
+        self.latency = Latency { preprocess_us: lap(&mut clock), ..Latency::default() };
+        Ok(placement)
     }
 
-    /// Measures the rectified image that [`load`](Self::load) left.
+    /// Reads an image file and finds the cell in it, for another backend that straightens it.
+    ///
+    /// # Errors
+    /// Why the cell cannot be judged.
+    pub fn locate_file(&mut self, path: &Path) -> Result<Placement, Invalid> {
+        let mut clock = Instant::now();
+        let placement = self.extractor.locate_file(path)?;
+        self.latency = Latency { preprocess_us: lap(&mut clock), ..Latency::default() };
+        Ok(placement)
+    }
+
+    /// Finds the cell in a frame, for another backend that straightens it.
+    ///
+    /// # Errors
+    /// Why the cell cannot be judged.
+    pub fn locate(&mut self, frame: &Frame) -> Result<Placement, Invalid> {
+        let mut clock = Instant::now();
+        let placement = self.extractor.locate(frame)?;
+        self.latency = Latency { preprocess_us: lap(&mut clock), ..Latency::default() };
+        Ok(placement)
+    }
+
+    /// Measures the image that was rectified last.
     ///
     /// # Errors
     /// If a number on the way is not finite.
@@ -127,6 +149,42 @@ impl Scorer {
         self.extractor.pyramid().stages() == [true; 4]
     }
 
+    /// Takes over the image of the cell that was located last, as [`Extractor::adopt`] does.
+    ///
+    /// # Errors
+    /// Why the cell cannot be judged.
+    pub fn adopt_image(
+        &mut self,
+        image: &[f32],
+        normalisation: [f32; 2],
+        placement: &mut Placement,
+        measures: [f32; 2],
+    ) -> Result<(), Invalid> {
+        self.extractor.adopt(image, normalisation, placement, measures)
+    }
+
+    /// Whether the cell's border is searched and straightened.
+    #[must_use]
+    pub fn straightens(&self) -> bool {
+        self.extractor.preprocessing().mode == Mode::Border
+    }
+
+    /// Pixels that a frame may have.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.extractor.side().pow(2)
+    }
+
+    /// Takes over what another backend made of the rectified image: the heatmap, smoothed, and the microseconds that it
+    /// took, which count as the backbone's.
+    ///
+    /// # Panics
+    /// If the heatmap has another size.
+    pub fn adopt(&mut self, heatmap: &[f32], spent_us: u32) {
+        self.heatmap.copy_from_slice(heatmap);
+        self.latency.backbone_us = spent_us;
+    }
+
     /// Shows the cell that was measured last to a witness: its heatmap and image, and the features of `views` views of it.
     /// Each view but the first costs a run of the backbone, after which the cell must be [projected](Self::project) again
     /// to be measured again. Allocates nothing.
@@ -137,10 +195,29 @@ impl Scorer {
     /// # Panics
     /// If there are no such views, or the projection does not use all four stages.
     pub fn show(&mut self, witness: &mut Witness, views: usize) -> Result<(), Invalid> {
+        self.show_planes(witness);
+        self.show_features(witness, views, true)
+    }
+
+    /// Shows the heatmap and the image of that cell, and no features.
+    pub fn show_planes(&self, witness: &mut Witness) {
         witness.see_heatmap(&self.heatmap);
         witness.see_image(self.extractor.image());
-        witness.see_features(self.extractor.pyramid());
-        for index in 1..views {
+    }
+
+    /// Shows the features of `views` views of that cell, after [`show_planes`](Self::show_planes). Those of the first view are
+    /// at hand if the cell was `projected`; each other costs a run of the backbone.
+    ///
+    /// # Errors
+    /// If the backbone refuses.
+    ///
+    /// # Panics
+    /// As [`show`](Self::show).
+    pub fn show_features(&mut self, witness: &mut Witness, views: usize, projected: bool) -> Result<(), Invalid> {
+        if projected {
+            witness.see_features(self.extractor.pyramid());
+        }
+        for index in usize::from(projected)..views {
             let features = self.extractor.features(evidence::view(index));
             witness.see_features(features.map_err(|error| Invalid::Backbone(error.to_string()))?);
         }
@@ -151,6 +228,12 @@ impl Scorer {
     /// The parts of the last heatmap above `level`.
     pub fn regions(&mut self, level: f32) -> Regions {
         self.analyser.regions(&self.heatmap, level)
+    }
+
+    /// One half of the smoothing's window: see [`Analyser::window`].
+    #[must_use]
+    pub fn window(&self) -> &[f32] {
+        self.analyser.window()
     }
 
     /// The last heatmap, smoothed: grid² distances.

@@ -207,6 +207,24 @@ impl Preprocessor {
     pub fn run(&mut self, frame: &Frame, out: &mut [f32]) -> Result<Placement, Refusal> {
         let size = self.size;
         assert_eq!(out.len(), size * size, "the output must hold {size}×{size} values");
+        let mut placement = self.locate(frame)?;
+        match &mut self.resizer {
+            Some(resizer) => resizer.run(frame, out),
+            None => rectify::warp(frame, &placement.homography, scale(&placement), size, out),
+        }
+        let (mean, sharpness) = rectify::measure(out, size);
+        self.accept(&mut placement, mean / f32::from(frame.white()), sharpness)?;
+        let [factor, shift] = normalisation(frame);
+        out.iter_mut().for_each(|v| *v = *v * factor - shift);
+        Ok(placement)
+    }
+
+    /// Finds the cell in `frame`, and leaves its image to another backend. Brightness and sharpness are still 0: the
+    /// placement counts only once [`accept`](Self::accept) has seen them. Allocates nothing.
+    ///
+    /// # Errors
+    /// Why the frame cannot be judged.
+    pub fn locate(&mut self, frame: &Frame) -> Result<Placement, Refusal> {
         let (width, height) = (frame.width(), frame.height());
         if width < MIN_SIDE || height < MIN_SIDE {
             let [width, height, min] = [width, height, MIN_SIDE].map(|v| v as u32);
@@ -217,21 +235,24 @@ impl Preprocessor {
                 [width, height, self.max_width, self.max_height].map(|v| v as u32);
             return Err(Refusal::FrameTooLarge { width, height, max_width, max_height });
         }
-        let mut placement = match self.config.mode {
-            Mode::None => self.whole(frame, out)?,
-            Mode::Border => self.straighten(frame, out)?,
-        };
-        let white = f32::from(frame.white());
-        let (mean, sharpness) = rectify::measure(out, size);
-        (placement.brightness, placement.sharpness) = (mean / white, sharpness);
-        self.judge(&placement)?;
-        let (scale, shift) = (1.0 / (white * INPUT_STD), INPUT_MEAN / INPUT_STD);
-        out.iter_mut().for_each(|v| *v = *v * scale - shift);
-        Ok(placement)
+        match self.config.mode {
+            Mode::None => self.whole(frame),
+            Mode::Border => self.straighten(frame),
+        }
+    }
+
+    /// Completes a placement by what was measured of the straightened image, its mean of full scale and its sharpness, and
+    /// passes it through the gates.
+    ///
+    /// # Errors
+    /// Why the frame cannot be judged.
+    pub fn accept(&self, placement: &mut Placement, brightness: f32, sharpness: f32) -> Result<(), Refusal> {
+        (placement.brightness, placement.sharpness) = (brightness, sharpness);
+        self.judge(placement)
     }
 
     /// The frame is the cell.
-    fn whole(&mut self, frame: &Frame, out: &mut [f32]) -> Result<Placement, Refusal> {
+    fn whole(&mut self, frame: &Frame) -> Result<Placement, Refusal> {
         let (low, high, full) = scan(frame);
         let white = f32::from(frame.white());
         let area = frame.pixels().len() as f32;
@@ -244,9 +265,6 @@ impl Preprocessor {
         let (w, h) = (frame.width() as f64, frame.height() as f64);
         let quad = [[0.0, 0.0], [w, 0.0], [w, h], [0.0, h]];
         let (sx, sy) = (w / self.size as f64, h / self.size as f64);
-        if let Some(resizer) = &mut self.resizer {
-            resizer.run(frame, out);
-        }
         Ok(Placement {
             quad,
             size: self.size,
@@ -261,7 +279,7 @@ impl Preprocessor {
     }
 
     /// The cell is searched in the frame.
-    fn straighten(&mut self, frame: &Frame, out: &mut [f32]) -> Result<Placement, Refusal> {
+    fn straighten(&mut self, frame: &Frame) -> Result<Placement, Refusal> {
         let (low, high, full) = scan(frame);
         self.saturated(full as f32 / frame.pixels().len() as f32)?;
         let Some(finder) = &mut self.finder else { unreachable!("border mode has a finder") };
@@ -269,9 +287,7 @@ impl Preprocessor {
         let quad = outline.quad;
         let homography = placement::square_to_quad(&quad, self.size, f64::from(self.config.inset))
             .ok_or(Refusal::NotQuadrilateral { vertices: 4 })?;
-        let sides = (0..4).map(|i| polygon::distance(quad[i], quad[(i + 1) % 4])).sum::<f64>();
         let area = polygon::area2(&quad) / 2.0;
-        rectify::warp(frame, &homography, sides / 4.0 / self.size as f64, self.size, out);
         Ok(Placement {
             quad,
             size: self.size,
@@ -318,6 +334,25 @@ impl Preprocessor {
         }
         Ok(())
     }
+}
+
+/// Frame pixels an image pixel, along the cell's sides.
+fn scale(placement: &Placement) -> f64 {
+    let quad = &placement.quad;
+    let sides = (0..4).map(|i| polygon::distance(quad[i], quad[(i + 1) % 4])).sum::<f64>();
+    sides / 4.0 / placement.size as f64
+}
+
+/// The n of the n×n taps whose mean an image pixel of a straightened cell is, for a backend that straightens itself.
+#[must_use]
+pub fn taps(placement: &Placement) -> usize {
+    rectify::taps(scale(placement))
+}
+
+/// What a value of a frame is multiplied by, and what is taken off then, to give the network's input.
+#[must_use]
+pub fn normalisation(frame: &Frame) -> [f32; 2] {
+    [1.0 / (f32::from(frame.white()) * INPUT_STD), INPUT_MEAN / INPUT_STD]
 }
 
 /// Smallest and largest pixel, and how many are at full scale: within 1/256 of it, since 12 bits that were shifted

@@ -100,7 +100,7 @@ impl Resizer {
 /// Positions are exact at every eighth output pixel and linear in between, which is within 0.02 frame pixels for any
 /// cell a camera sees, in 1/65536 of a frame pixel; the weights are integers of 1/256.
 pub(super) fn warp(frame: &Frame, homography: &[f64; 9], scale: f64, size: usize, out: &mut [f32]) {
-    let taps = ((scale / 1.5).ceil() as usize).clamp(1, 16);
+    let taps = taps(scale);
     let h = homography;
     let (step, half) = (1.0 / taps as f64, (taps - 1) as f64 / 2.0);
     // `as i32` saturates, and turns what is not a number to 0.
@@ -157,6 +157,11 @@ pub(super) fn warp(frame: &Frame, homography: &[f64; 9], scale: f64, size: usize
             }
         }
     }
+}
+
+/// The n of the n×n taps of an output pixel of `scale` frame pixels: see [`warp`].
+pub(super) fn taps(scale: f64) -> usize {
+    ((scale / 1.5).ceil() as usize).clamp(1, 16)
 }
 
 /// Output pixels between two exact positions.

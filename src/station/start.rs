@@ -15,11 +15,11 @@ use crate::camera::pulse::Pulsed;
 use crate::camera::trigger::Source;
 use crate::camera::{Camera, CameraError};
 use crate::clock::Moment;
-use crate::config::Config;
+use crate::config::{Config, ModelConfig};
 use crate::gpio::GpioError;
 use crate::model::{Model, ModelError};
 use crate::outbox::OutboxError;
-use crate::pipeline::{Inspector, PipelineError};
+use crate::pipeline::{BackendError, Inspector, PipelineError, backend};
 use crate::preprocess::sensor::{Correction, SensorError};
 use crate::update::disk::Folder;
 use crate::update::slots::{Slots, UpdateError};
@@ -44,6 +44,9 @@ pub enum StartError {
     /// The backbone cannot be run.
     #[error("[model] backbone: {0}")]
     Backbone(#[from] BackboneError),
+    /// The device that is configured cannot be used.
+    #[error("[model] backend: {0}")]
+    Backend(#[from] BackendError),
     /// Model and backbone do not go together.
     #[error("[model] {0}")]
     Pipeline(#[from] PipelineError),
@@ -154,14 +157,18 @@ fn weights(config: &Config) -> Result<Loaded, StartError> {
     Ok(if weights.as_os_str().is_empty() { Loaded::embedded()? } else { Loaded::read(weights)? })
 }
 
-/// Binds a model to the station's backbone.
+/// Binds a model to the station's backbone and to what computes, as configured. Another inspector may be at work meanwhile:
+/// they share the workers alone.
 ///
 /// # Errors
-/// If the weights cannot be read, or they do not go together.
+/// If the weights cannot be read, they do not go together, or the device that is configured cannot be used.
 pub fn inspector_for(config: &Config, model: &Arc<Model>, workers: &Arc<Workers>) -> Result<Inspector, StartError> {
     let (loaded, settings) = (weights(config)?, &model.header().settings);
     let backbone = CpuBackbone::for_stages(&loaded.network, settings.size as usize, settings.stages.0, workers)?;
-    Ok(Inspector::new(Arc::clone(model), Box::new(backbone), Arc::clone(workers))?)
+    let mut inspector = Inspector::new(Arc::clone(model), Box::new(backbone), Arc::clone(workers))?;
+    let ModelConfig { backend, engines, .. } = &config.model;
+    backend::engage(*backend, &loaded.network, engines, std::slice::from_mut(&mut inspector))?.log();
+    Ok(inspector)
 }
 
 /// Opens the camera, and picks the lit frames if it runs freely.

@@ -147,7 +147,11 @@ impl Cell {
     pub fn distances<T: Element>(&self, kernels: &Kernels, fit: &OwnedStatistics, warps: u32) -> Vec<f32> {
         let (positions, mut maps) = (self.grid * self.grid, self.maps::<T>());
         let most = if self.k <= 128 { 128 } else { 256 };
-        let shared = warps as usize * shared_bytes(self.k);
+        let (number, ending) = match fit.factors {
+            OwnedFactors::F16(_) => (2, ""),
+            OwnedFactors::F32(_) => (4, "_single"),
+        };
+        let shared = warps as usize * shared_bytes(self.k, number);
         let shape = Shape { grid: [(positions as u32).div_ceil(warps), 1, 1], block: [32 * warps, 1, 1], shared };
         let (grid, k, stride) = (self.grid as i32, self.k as i32, self.stride() as i32);
         let (mut mean, mut factors, mut scale) = buffers(fit);
@@ -157,7 +161,8 @@ impl Cell {
             let (mean, factors, scale) = (mean.pointer(), factors.pointer(), scale.pointer());
             let arguments = arguments![maps, mean, factors, scale, target, grid, k, stride];
             // SAFETY: as above.
-            unsafe { kernels.launch(&format!("embed_distance_{}_{most}", T::NAME), shape, order, arguments) }.unwrap();
+            unsafe { kernels.launch(&format!("embed_distance_{}_{most}{ending}", T::NAME), shape, order, arguments) }
+                .unwrap();
             bits(&out.values())
         };
         in_every_order(run).into_iter().map(f32::from_bits).collect()
@@ -178,7 +183,7 @@ impl Cell {
     }
 
     /// Statistics of noise around what this cell looks like.
-    pub fn fit(&self) -> OwnedStatistics {
+    pub fn fit(&self, precision: Precision) -> OwnedStatistics {
         let mut rng = ChaCha8Rng::seed_from_u64(11);
         let middle = self.embedding();
         let good: Vec<Embedding> = (0..64)
@@ -196,19 +201,22 @@ impl Cell {
         for batch in good.chunks(32) {
             accumulator.update(&batch.iter().collect::<Vec<_>>(), Isa::detect(), &workers);
         }
-        accumulator.finish(Shrinkage::default(), Precision::F16, &workers).unwrap()
+        accumulator.finish(Shrinkage::default(), precision, &workers).unwrap()
     }
 }
 
-/// Shared memory of a warp of `embed_distance_*`.
-pub fn shared_bytes(k: usize) -> usize {
-    2 * position_stride(k) + 4 * k.next_multiple_of(32).max(64)
+/// Shared memory of a warp of `embed_distance_*`, for factors of `number` bytes each.
+pub fn shared_bytes(k: usize, number: usize) -> usize {
+    number * position_stride(k) + 4 * k.next_multiple_of(32).max(32 * number)
 }
 
 /// Means, factors and row scales exactly as long as they must be: nothing may be read behind them.
-fn buffers(fit: &OwnedStatistics) -> (Memory<f32>, Memory<f16>, Memory<f32>) {
-    let OwnedFactors::F16(factors) = &fit.factors else { panic!("factors in halves") };
+fn buffers(fit: &OwnedStatistics) -> (Memory<f32>, Memory<u8>, Memory<f32>) {
     let positions = fit.grid * fit.grid;
-    let factors = &factors[..positions * position_stride(fit.k)];
+    let numbers = positions * position_stride(fit.k);
+    let factors: &[u8] = match &fit.factors {
+        OwnedFactors::F16(factors) => bytemuck::cast_slice(&factors[..numbers]),
+        OwnedFactors::F32(factors) => bytemuck::cast_slice(&factors[..numbers]),
+    };
     (Memory::of(&fit.mean[..positions * fit.k]), Memory::of(factors), Memory::of(&fit.row_scale))
 }

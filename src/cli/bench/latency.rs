@@ -10,10 +10,12 @@ use super::{Args, quantile, rounded};
 use crate::backbone::ResNet18;
 use crate::cli::fit::{self, Calibrate};
 use crate::cli::inspect::batch::Batch;
+use crate::cuda::STEPS;
 use crate::frame::Frame;
 use crate::gaussian::Accumulator;
 use crate::model::partial::PartialHeader;
 use crate::model::{Model, Settings};
+use crate::pipeline::Inspector;
 use crate::pipeline::fitting::{Cell, Plan};
 use crate::preprocess::AugmentConfig;
 use crate::simd::Isa;
@@ -48,6 +50,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     });
     let frames: Vec<Frame> = (0..FRAMES).map(|index| generator.cell(GOOD + index).frame).collect();
     let mut batch = Batch::new(&model, &network, args.engine.threads(), args.streams)?;
+    args.measuring.engage(&network, batch.inspectors())?;
 
     let total = args.runs + WARM * args.streams;
     let (next, clock) = (AtomicUsize::new(0), std::sync::OnceLock::new());
@@ -94,8 +97,21 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             times
         })
         .collect();
-    print(args, &model, rate, &columns);
+    let steps = steps(batch.inspector(), args.runs)?;
+    print(args, &model, rate, &columns, &steps);
     Ok(())
+}
+
+/// The device's name, and its milliseconds for each of its steps, sorted; nothing on the CPU.
+fn steps(inspector: &mut Inspector, runs: usize) -> anyhow::Result<Option<(String, Vec<Vec<f64>>)>> {
+    let Some(device) = inspector.device() else { return Ok(None) };
+    let timed = device.time(runs)?;
+    let columns = (0..STEPS.len()).map(|step| {
+        let mut times: Vec<f64> = timed.iter().map(|times| f64::from(times[step])).collect();
+        times.sort_by(f64::total_cmp);
+        times
+    });
+    Ok(Some((device.describe(), columns.collect())))
 }
 
 /// Milliseconds of each part.
@@ -106,25 +122,25 @@ fn parts(verdict: &Verdict, all: f64) -> [f64; 6] {
     [a, b, c, d, e, all]
 }
 
-fn print(args: &Args, model: &Model, rate: f64, columns: &[Vec<f64>]) {
+fn print(args: &Args, model: &Model, rate: f64, columns: &[Vec<f64>], device: &Option<(String, Vec<Vec<f64>>)>) {
     let settings = &model.header().settings;
     let (threads, isa) = (args.engine.threads(), Isa::detect());
     if args.json {
-        let ms: serde_json::Map<String, serde_json::Value> = PARTS
-            .iter()
-            .zip(columns)
-            .map(|(name, times)| {
+        let table = |names: &[&str], columns: &[Vec<f64>]| -> serde_json::Map<String, serde_json::Value> {
+            let row = |(name, times): (&&str, &Vec<f64>)| {
                 let at = |q| rounded(quantile(times, q));
-                (
-                    (*name).into(),
-                    serde_json::json!({ "median": at(0.5), "p90": at(0.9), "p99": at(0.99), "best": at(0.0) }),
-                )
-            })
-            .collect();
+                let row = serde_json::json!({ "median": at(0.5), "p90": at(0.9), "p99": at(0.99), "best": at(0.0) });
+                ((*name).into(), row)
+            };
+            names.iter().zip(columns).map(row).collect()
+        };
+        let ms = table(&PARTS, columns);
+        let steps =
+            device.as_ref().map(|(name, steps)| serde_json::json!({ "device": name, "ms": table(&STEPS, steps) }));
         let value = serde_json::json!({
             "isa": isa.to_string(), "size": settings.size, "grid": settings.grid, "k": settings.k,
             "stages": settings.stages.to_string(), "threads": threads, "streams": args.streams, "cells": args.runs,
-            "cells_per_second": rounded(rate), "ms": ms,
+            "cells_per_second": rounded(rate), "ms": ms, "device": steps,
         });
         println!("{value}");
         return;
@@ -133,10 +149,17 @@ fn print(args: &Args, model: &Model, rate: f64, columns: &[Vec<f64>]) {
         "{isa}, frames of 720×720, image {0}×{0}, grid {1}×{1}, k = {2}, stages {3}; {4} thread(s), {5} in flight; {6} cells",
         settings.size, settings.grid, settings.k, settings.stages, threads, args.streams, args.runs
     );
-    println!("\n{:<12} {:>9} {:>9} {:>9} {:>9}", "ms", "median", "p90", "p99", "best");
-    for (name, times) in PARTS.iter().zip(columns) {
-        let at = |q| quantile(times, q);
-        println!("{name:<12} {:>9.3} {:>9.3} {:>9.3} {:>9.3}", at(0.5), at(0.9), at(0.99), at(0.0));
+    let table = |names: &[&str], columns: &[Vec<f64>]| {
+        println!("\n{:<12} {:>9} {:>9} {:>9} {:>9}", "ms", "median", "p90", "p99", "best");
+        for (name, times) in names.iter().zip(columns) {
+            let at = |q| quantile(times, q);
+            println!("{name:<12} {:>9.3} {:>9.3} {:>9.3} {:>9.3}", at(0.5), at(0.9), at(0.99), at(0.0));
+        }
+    };
+    table(&PARTS, columns);
+    if let Some((name, steps)) = device {
+        println!("\nsteps on {name}, one by one:");
+        table(&STEPS, steps);
     }
     println!("\n{rate:.1} cells/s, {:.0} an hour", rate * 3600.0);
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::builder::TypedValueParser as _;
 
-use super::shared::Engine;
+use super::shared::{Engine, Measuring};
 use crate::embedding::Stages;
 
 /// Time the way from an image to its verdict on this machine, or with --layers the network step by step.
@@ -18,12 +18,16 @@ use crate::embedding::Stages;
 /// --streams 1 (the default) is latency mode: all threads work on one cell. --streams N is throughput mode: N cells in
 /// flight, the threads shared among them; each takes longer, more are done in an hour.
 ///
+/// On a device (--backend) the whole way from the image to the heatmap is one launch, whose time stands under `backbone`;
+/// its steps are then timed one by one, by the device's own clock.
+///
 /// With --layers: for each step of the network the algorithm, multiply-adds, bytes, median time, and how near it comes to
 /// the two roofs of this machine, both measured in the same run: multiply-adds in registers, and reading from memory.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   cellgate bench --threads 2
   cellgate bench --threads 2 --streams 2        two cells in flight, a thread each
+  cellgate bench --backend cuda                 on an NVIDIA device, with the time of each of its steps
   cellgate bench --layers --threads 1
   cellgate bench --layers --size 64 --json
   CELLGATE_ISA=avx2 cellgate bench --layers     held to AVX2")]
@@ -55,6 +59,9 @@ pub struct Args {
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    measuring: Measuring,
 
     #[command(flatten)]
     engine: Engine,

@@ -13,7 +13,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use clap::builder::TypedValueParser as _;
 
-use super::shared::{self, Engine};
+use super::shared::{self, Engine, Measuring};
 use crate::model::Model;
 use crate::pipeline::Inspector;
 use crate::verdict::payload::{self, About};
@@ -83,6 +83,9 @@ pub struct Args {
     fail_on_reject: bool,
 
     #[command(flatten)]
+    measuring: Measuring,
+
+    #[command(flatten)]
     engine: Engine,
 }
 
@@ -108,6 +111,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let threads = args.engine.threads();
     let streams = args.streams.unwrap_or(threads).min(items.len());
     let mut batch = Batch::new(&model, &network, threads, streams)?;
+    args.measuring.engage(&network, batch.inspectors())?;
     let interrupted = shared::interrupt()?;
 
     let terminal = std::io::stdout().is_terminal();

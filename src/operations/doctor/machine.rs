@@ -7,8 +7,10 @@ use rustix::process::{Resource, getrlimit};
 
 use super::Check;
 use crate::clock::Date;
+use crate::cuda::{CudaError, Device};
 use crate::operations::OperationsConfig;
 use crate::operations::machine::{self, Machine};
+use crate::pipeline::Backend;
 use crate::whole_file;
 
 /// No station of this program ran before: 2026-01-01.
@@ -200,6 +202,25 @@ pub(super) fn gpu(machine: &Machine) -> Check {
             "install the driver's libraries (on a Jetson: nvidia-l4t-cuda); until then the CPU does the work",
         ),
         (None, _) => Check::ok("GPU", format!("none{board}; the CPU does the work")),
+    }
+}
+
+/// Whether the device can be used, by opening it and loading the kernels; nothing where the CPU is asked for, or all that
+/// is left and nobody asked for more.
+pub(super) fn cuda(backend: Backend) -> Option<Check> {
+    if backend == Backend::Cpu {
+        return None;
+    }
+    match Device::open().and_then(|device| Ok((device.describe(), device.memory()?))) {
+        Ok((device, (free, total))) => {
+            let seen = format!("{device}, {} of {} free", Bytes(free as u64), Bytes(total as u64));
+            Some(Check::ok("CUDA", seen))
+        }
+        Err(CudaError::NoDriver { .. }) if backend == Backend::Auto => None,
+        Err(error) if backend == Backend::Auto => {
+            Some(Check::warn("CUDA", error.to_string(), "until then the CPU does the work"))
+        }
+        Err(error) => Some(Check::fail("CUDA", error.to_string(), "or set backend = \"auto\" in [model]")),
     }
 }
 

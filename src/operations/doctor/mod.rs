@@ -15,6 +15,7 @@ use super::machine::Machine;
 use crate::camera::Camera;
 use crate::clock::Date;
 use crate::display::DisplayConfig;
+use crate::pipeline::Backend;
 
 /// How a check came out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -89,6 +90,8 @@ pub struct Subject<'a> {
     pub model: Option<&'a Path>,
     /// The backbone's file; none for the built-in one.
     pub backbone: Option<&'a Path>,
+    /// What is to measure cells.
+    pub backend: Backend,
     /// The camera.
     pub camera: Option<OpenCamera<'a>>,
     /// The broker.
@@ -126,6 +129,7 @@ pub fn examine(subject: Subject<'_>) -> Vec<Check> {
     checks.extend(machine::limits(subject.operations));
     checks.extend(machine::heat(&machine));
     checks.push(machine::gpu(&machine));
+    checks.extend(machine::cuda(subject.backend));
     checks.extend(subject.display.and_then(parts::display));
     checks.push(machine::service(&machine));
     checks

@@ -163,6 +163,7 @@ fn a_station_without_anything_is_told_everything() {
     let checks = examine(Subject {
         model: Some(&missing),
         backbone: None,
+        backend: crate::pipeline::Backend::Cpu,
         camera: Some(Box::new(|| Err("no camera".into()))),
         broker: None,
         outbox: Some(&missing),

@@ -1,0 +1,143 @@
+//! Who computes: the CPU, or an NVIDIA device in front of it.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::Inspector;
+use crate::backbone::ResNet18;
+use crate::cuda::{CudaError, Device, DeviceNetwork, NetworkError};
+use crate::model::Model;
+
+/// The folder of networks that were built for this machine's device, if nobody says otherwise.
+pub const ENGINES: &str = "/var/cache/cellgate/engines";
+
+/// What is to compute the way from the image to the heatmap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    /// A device if one can be used, else the CPU, which the log then says.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A device; without one nothing starts.
+    Cuda,
+}
+
+impl Backend {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Cpu, Self::Cuda];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Backend {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = Self::ALL.into_iter().find(|backend| backend.name() == text);
+        known.ok_or_else(|| format!("`{text}`: one of auto, cpu, cuda"))
+    }
+}
+
+/// The backend that was asked for cannot be had.
+#[derive(Debug, Error)]
+#[error("the backend cuda was asked for: {0}; the backend auto would go on with the CPU")]
+pub struct BackendError(#[from] CudaError);
+
+/// What came of it.
+#[derive(Debug)]
+pub enum Engaged {
+    /// The CPU, as was asked for.
+    Cpu,
+    /// This device.
+    Device(String),
+    /// The CPU, since no device can be used.
+    Fallback(CudaError),
+}
+
+impl Engaged {
+    /// Whether there was more to be had: a driver is there, and no device can be used.
+    #[must_use]
+    pub fn disappoints(&self) -> bool {
+        matches!(self, Self::Fallback(error) if !matches!(error, CudaError::NoDriver { .. }))
+    }
+
+    /// Says it in the log.
+    pub fn log(&self) {
+        let level = if self.disappoints() { log::Level::Warn } else { log::Level::Info };
+        log::log!(level, "{self}");
+    }
+}
+
+impl fmt::Display for Engaged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cells are measured on the CPU"),
+            Self::Device(device) => write!(f, "cells are measured on {device}"),
+            Self::Fallback(error) => write!(f, "cells are measured on the CPU: {error}"),
+        }
+    }
+}
+
+/// Puts what `backend` says in front of inspectors of one model, all of them or none, each with a graph of its own.
+/// `engines` is the folder of the networks that were built for this device.
+///
+/// # Errors
+/// With [`Backend::Cuda`], why no device can be used.
+pub fn engage(
+    backend: Backend,
+    network: &ResNet18,
+    engines: &Path,
+    inspectors: &mut [Inspector],
+) -> Result<Engaged, BackendError> {
+    if backend == Backend::Cpu {
+        return Ok(Engaged::Cpu);
+    }
+    match on_device(network, engines, inspectors) {
+        Ok(device) => Ok(Engaged::Device(device)),
+        Err(error) => {
+            inspectors.iter_mut().for_each(Inspector::leave_device);
+            if backend == Backend::Cuda { Err(error.into()) } else { Ok(Engaged::Fallback(error)) }
+        }
+    }
+}
+
+fn on_device(network: &ResNet18, engines: &Path, inspectors: &mut [Inspector]) -> Result<String, CudaError> {
+    let device = Device::open()?;
+    for inspector in inspectors {
+        let network = open_network(&device, inspector.model(), network, engines)?;
+        inspector.use_device(&device, network)?;
+    }
+    Ok(device.describe())
+}
+
+/// The network of a model's backbone and projection on a device.
+fn open_network(
+    _device: &Arc<Device>,
+    _model: &Model,
+    _network: &ResNet18,
+    _engines: &Path,
+) -> Result<Box<dyn DeviceNetwork>, NetworkError> {
+    Err(NetworkError {
+        name: "by TensorRT".into(),
+        why: "this binary was built without it; build with --features tensorrt".into(),
+    })
+}

@@ -1,0 +1,46 @@
+//! After start, a cell on a device allocates nothing. A test program of its own, since it counts every allocation of the
+//! process.
+
+#![cfg(target_os = "linux")]
+
+use std::sync::Arc;
+
+use cellgate::backbone::ResNet18;
+use cellgate::backbone::cpu::CpuBackbone;
+use cellgate::cuda::Device;
+use cellgate::model::Model;
+use cellgate::pipeline::Inspector;
+use cellgate::simd::Isa;
+use cellgate::synth::{Generator, SynthConfig};
+use cellgate::verdict::Outcome;
+use cellgate::workers::Workers;
+
+mod common;
+#[path = "common/counting.rs"]
+mod counting;
+#[path = "cuda/fake.rs"]
+mod fake;
+#[path = "cuda/network.rs"]
+mod network;
+
+#[test]
+fn a_cell_on_a_device_allocates_nothing() {
+    let Some(turn) = fake::turn("a_cell_on_a_device_allocates_nothing") else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let model = Arc::new(Model::open(&common::small_model(folder.path(), 64, 16, 24)).unwrap());
+    let (network, workers) = (ResNet18::embedded().unwrap(), Arc::new(Workers::new(1)));
+    let backbone = CpuBackbone::new(&network, 64, Isa::detect(), Arc::clone(&workers)).unwrap();
+    let on_stream = Box::new(network::HostNetwork::new(turn.fake, &model, &network));
+    let mut inspector = Inspector::new(Arc::clone(&model), Box::new(backbone), workers).unwrap();
+    inspector.use_device(&Device::open().unwrap(), on_stream).unwrap();
+    let generator = Generator::new(SynthConfig { size: 180, ..SynthConfig::default() }, 3).unwrap();
+    let frames: Vec<_> = (0..6).map(|index| generator.cell(1000 + index).frame).collect();
+    inspector.inspect(&frames[0]);
+    for (index, frame) in frames.iter().cycle().take(60).enumerate() {
+        let before = counting::allocations();
+        let verdict = inspector.inspect(frame);
+        assert_eq!(counting::allocations() - before, 0, "cell {index}");
+        assert!(!matches!(verdict.outcome, Outcome::Invalid(_)), "{verdict:?}");
+    }
+    assert!(inspector.device().is_some(), "went to the CPU");
+}
