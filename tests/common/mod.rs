@@ -1,6 +1,8 @@
 //! What the integration tests share.
 #![allow(dead_code, missing_docs)]
 
+pub mod maps;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
