@@ -8,6 +8,7 @@ mod camera;
 mod data;
 mod demo;
 mod doctor;
+mod engine;
 mod eval;
 mod fit;
 mod inspect;
@@ -51,6 +52,7 @@ enum Verb {
     Bench(bench::Args),
     Camera(Box<camera::Args>),
     Doctor(doctor::Args),
+    Engine(engine::Args),
     Bundle(bundle::Args),
     Update(update::Args),
 }
@@ -80,6 +82,7 @@ impl Cli {
             Verb::Bench(args) => bench::run(args),
             Verb::Camera(args) => camera::run(*args),
             Verb::Doctor(args) => return doctor::run(args),
+            Verb::Engine(args) => engine::run(args),
             Verb::Bundle(args) => bundle::run(args),
             Verb::Update(args) => update::run(args),
         }?;
