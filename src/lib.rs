@@ -11,7 +11,7 @@
 //!
 //! In the order in which a frame walks through them: [`frame`], [`camera`] and [`gpio`] (where it comes from, and which
 //! cell it shows), [`preprocess`], [`backbone`], [`embedding`], [`gaussian`], [`heatmap`], [`classifier`], [`verdict`].
-//! [`cuda`] goes from the image to the heatmap on an NVIDIA device.
+//! [`cuda`] goes from the image to the heatmap on an NVIDIA device, with the networks in [`tensorrt`].
 //! [`model`] is what a fit leaves in a file, [`pipeline`] joins them all. [`station`] runs them on a line, [`outbox`] brings
 //! its verdicts to the broker, [`update`] brings it a new model, [`display`] and [`operations`] show how it does, and
 //! [`config`] says how all of it is set up. [`fleet`] brings a new model to many stations.
@@ -53,6 +53,7 @@ pub mod sampling;
 pub mod simd;
 pub mod station;
 pub mod synth;
+pub mod tensorrt;
 pub mod update;
 pub mod verdict;
 pub mod whole_file;

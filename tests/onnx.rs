@@ -5,10 +5,12 @@ mod common;
 use std::process::Command;
 use std::sync::Arc;
 
-use cellgate::backbone::onnx::{export_classifier, export_onnx};
+use cellgate::backbone::onnx::{export_classifier, export_features, export_onnx};
 use cellgate::backbone::weights::{Conv, Precision, ResNet18};
 use cellgate::classifier::Network;
 use cellgate::classifier::infer::Classifier;
+use cellgate::embedding::projection::CHANNELS;
+use cellgate::embedding::{Mixing, Projection};
 use cellgate::simd::Isa;
 use cellgate::workers::Workers;
 
@@ -117,6 +119,47 @@ fn the_export_passes_the_checker_and_runs_in_onnxruntime() {
             Command::new(&python).arg(script).arg(&model).arg(&input).arg(tolerance).args(&expected).output().unwrap();
         println!("{}", String::from_utf8_lossy(&output.stdout));
         assert!(output.status.success(), "{precision:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn the_exported_features_are_in_onnxruntime_what_the_cpu_engine_projects() {
+    let name = "the_exported_features_are_in_onnxruntime_what_the_cpu_engine_projects";
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    let usable = Command::new(&python).args(["-c", "import numpy, onnx, onnxruntime"]).output();
+    if !usable.is_ok_and(|output| output.status.success()) {
+        return common::skip(name, "python3 -m pip install numpy onnx onnxruntime (or name an interpreter in PYTHON)");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, values: &[f32]| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
+        path
+    };
+    let network = ResNet18::embedded().unwrap();
+    let image = common::maps::image(SIZE);
+    let input = write("image.f32", &image);
+    // The default; every stage with a k that is no multiple of 8; stages left out in front, between and behind.
+    for (mixing, k, stages) in [
+        (Mixing::Sparse, 100, "1,2,3,4"),
+        (Mixing::Dense, 13, "1,2,3,4"),
+        (Mixing::Dense, 8, "2"),
+        (Mixing::Sparse, 20, "1,3"),
+    ] {
+        let stages = stages.parse().unwrap();
+        let projection = Projection::semi_orthogonal(mixing, k, 7, stages, &[1.0; CHANNELS]).unwrap();
+        let maps = common::maps::of(&network, &projection, SIZE, &image);
+        let expected: Vec<_> = maps.iter().enumerate().map(|(s, map)| write(&format!("map{s}.f32"), map)).collect();
+        // The CPU engine's Winograd costs some digits; FP16 keeps 11 bits, in 21 convolutions one after the other.
+        for (precision, tolerance) in [(Precision::F32, "1e-3"), (Precision::F16, "2e-3")] {
+            let model = folder.path().join(format!("{precision:?}.onnx"));
+            std::fs::write(&model, export_features(&network, &projection, SIZE, precision).unwrap()).unwrap();
+            let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python/check_onnx.py");
+            let mut command = Command::new(&python);
+            let output = command.arg(script).arg(&model).arg(&input).arg(tolerance).args(&expected).output().unwrap();
+            println!("{}", String::from_utf8_lossy(&output.stdout));
+            assert!(output.status.success(), "{precision:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
     }
 }
 

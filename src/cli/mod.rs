@@ -8,6 +8,7 @@ mod camera;
 mod data;
 mod demo;
 mod doctor;
+mod engine;
 mod eval;
 mod fit;
 mod fleet;
@@ -52,6 +53,7 @@ enum Verb {
     Bench(bench::Args),
     Camera(Box<camera::Args>),
     Doctor(doctor::Args),
+    Engine(engine::Args),
     Bundle(bundle::Args),
     Update(update::Args),
     Fleet(fleet::Args),
@@ -82,6 +84,7 @@ impl Cli {
             Verb::Bench(args) => bench::run(args),
             Verb::Camera(args) => camera::run(*args),
             Verb::Doctor(args) => return doctor::run(args),
+            Verb::Engine(args) => engine::run(args),
             Verb::Bundle(args) => bundle::run(args),
             Verb::Update(args) => update::run(args),
             Verb::Fleet(args) => fleet::run(args),

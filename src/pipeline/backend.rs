@@ -10,8 +10,10 @@ use thiserror::Error;
 
 use super::Inspector;
 use crate::backbone::ResNet18;
-use crate::cuda::{CudaError, Device, DeviceNetwork, NetworkError};
+use crate::cuda::{CudaError, Device, DeviceNetwork, NetworkError, WorkingMemory};
 use crate::model::Model;
+use crate::tensorrt::engines::{self, Gpu};
+use crate::tensorrt::{Runtime, Source, TensorRtNetwork};
 
 /// The folder of networks that were built for this machine's device, if nobody says otherwise.
 pub const ENGINES: &str = "/var/cache/cellgate/engines";
@@ -129,15 +131,22 @@ fn on_device(network: &ResNet18, engines: &Path, inspectors: &mut [Inspector]) -
     Ok(device.describe())
 }
 
-/// The network of a model's backbone and projection on a device.
+/// The network of a model's backbone and projection on a device, from its folder of engines.
 fn open_network(
-    _device: &Arc<Device>,
-    _model: &Model,
-    _network: &ResNet18,
-    _engines: &Path,
-) -> Result<Box<dyn DeviceNetwork>, NetworkError> {
-    Err(NetworkError {
-        name: "by TensorRT".into(),
-        why: "this binary was built without it; build with --features tensorrt".into(),
-    })
+    device: &Arc<Device>,
+    model: &Model,
+    network: &ResNet18,
+    engines: &Path,
+) -> Result<Box<dyn DeviceNetwork>, CudaError> {
+    let failed = |why: String| NetworkError { name: "of backbone and projection".into(), why };
+    let size = model.header().settings.size as usize;
+    let source = Source::features(network, model.projection(), size).map_err(|error| failed(error.to_string()))?;
+    let runtime = Runtime::open().map_err(|error| failed(error.to_string()))?;
+    let gpu = Gpu { name: device.name().to_owned(), capability: device.capability() };
+    let engine = engines::open(&runtime, &source, &gpu, engines).map_err(|error| failed(error.to_string()))?;
+    let memory = WorkingMemory::new(device, "working memory of the network", engine.working_memory().max(1))?;
+    let (address, bytes) = (memory.address(), memory.bytes());
+    // SAFETY: the memory is the network's own, and given back after it.
+    let network = unsafe { TensorRtNetwork::new(engine, &source, address, bytes, memory) };
+    Ok(Box::new(network.map_err(|error| failed(error.to_string()))?))
 }

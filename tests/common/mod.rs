@@ -21,9 +21,9 @@ use cellgate::synth::{DefectKind, Generator, Selection, SynthCell, SynthConfig};
 use cellgate::verdict::{Class, Cost, Grading, OperatingPoint};
 use cellgate::workers::Workers;
 
+pub mod maps;
 mod skip;
 
-#[allow(unused_imports)]
 pub use skip::skip;
 
 /// Writes synthetic good cells of 180 × 180 pixels as PGM files, and names them.

@@ -1,6 +1,7 @@
 //! What is done around the sources: `cargo xtask --help`.
 
 mod command;
+mod headers;
 mod kernels;
 
 use clap::Parser;
@@ -11,10 +12,13 @@ use clap::Parser;
 enum Task {
     /// Check the CUDA kernels: the committed PTX against the sources, the assembler, or the results on a card.
     Kernels(kernels::Args),
+    /// Fetch TensorRT's headers and print their folder, for TENSORRT_INCLUDE on a machine without TensorRT.
+    TensorrtHeaders,
 }
 
 fn main() -> anyhow::Result<()> {
     match Task::parse() {
         Task::Kernels(args) => kernels::run(&args),
+        Task::TensorrtHeaders => headers::run(),
     }
 }

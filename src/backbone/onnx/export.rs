@@ -4,8 +4,9 @@ use prost::Message;
 
 use super::proto::*;
 use crate::backbone::weights::{Conv, Precision, ResNet18, WeightsError};
-use crate::backbone::{BackboneError, INPUT_MEAN, INPUT_STD, STAGE_CHANNELS, STAGE_STRIDES, is_side};
+use crate::backbone::{BackboneError, INPUT_MEAN, INPUT_STD, STAGE_CHANNELS, STAGE_STRIDES, depth, is_side};
 use crate::classifier::{Folded, SIDE};
+use crate::embedding::Projection;
 
 /// The network as an ONNX model (IR version 8, opset 17) for images of side `size`.
 ///
@@ -35,6 +36,59 @@ pub fn export_onnx(network: &ResNet18, size: usize, precision: Precision) -> Res
         ("cellgate.input", format!("1 channel, (x/white - {INPUT_MEAN})/{INPUT_STD}")),
     ];
     Ok(graph.model("Grey ResNet18, batch norm folded; outputs are the four stages.", input, output, &properties))
+}
+
+/// Channels from one pixel to the next in the maps of [`export_features`]: k rounded up to a multiple of 8, so that each pixel
+/// starts on 16 bytes.
+#[must_use]
+pub fn map_stride(k: usize) -> usize {
+    k.next_multiple_of(8)
+}
+
+/// The network with a model's projection folded in as 1×1 convolutions, as [`export_onnx`] otherwise: what
+/// `kernels/distance.cu` reads.
+///
+/// For each stage s that the projection uses, in order, there is an output `maps`, `[1, side, side, stride]`: channels last,
+/// k of them and zeros up to [`map_stride`]. The other stages have none, and what comes after the last used one is left out.
+///
+/// # Errors
+/// As [`export_onnx`].
+pub fn export_features(
+    network: &ResNet18,
+    projection: &Projection,
+    size: usize,
+    precision: Precision,
+) -> Result<Vec<u8>, WeightsError> {
+    if !is_side(size) {
+        return Err(BackboneError::Side(size).into());
+    }
+    let wanted: [bool; 4] = std::array::from_fn(|stage| projection.uses(stage));
+    let depth = depth(wanted);
+    let needed: Vec<Conv> = (network.convs().iter())
+        .filter(|conv| !(depth..4).any(|layer| conv.name.starts_with(&format!("layer{}.", layer + 1))))
+        .cloned()
+        .collect();
+    let mut graph = Graph { precision, nodes: Vec::new(), initializers: Vec::new() };
+    graph.stages(&needed)?;
+    let (k, stride) = (projection.k(), map_stride(projection.k()));
+    let mut outputs = Vec::new();
+    for stage in (0..4).filter(|&stage| wanted[stage]) {
+        let (inputs, side) = (STAGE_CHANNELS[stage], size / STAGE_STRIDES[stage]);
+        let rows = projection.stage(stage);
+        let weight = (0..stride * inputs)
+            .map(|at| (at / inputs, at % inputs))
+            .map(|(value, channel)| if value < k { rows[channel * k + value] } else { 0.0 })
+            .collect();
+        let name = format!("projection{}", stage + 1);
+        let conv = Conv { name, inputs, outputs: stride, kernel: 1, stride: 1, weight, bias: vec![0.0; stride] };
+        let projected = graph.conv(&conv, &format!("stage{}", stage + 1))?;
+        let map =
+            graph.node("Transpose", &[&projected], &format!("map{}", stage + 1), vec![ints("perm", &[0, 2, 3, 1])]);
+        outputs.push(graph.value(&map, &[1, side, side, stride]));
+    }
+    let input = vec![graph.value("image", &[1, 1, size, size])];
+    let properties = [("cellgate.identity", network.identity().to_string())];
+    Ok(graph.model("Grey ResNet18 with the projection of a model.", input, outputs, &properties))
 }
 
 /// A trained classifier as an ONNX model, as [`export_onnx`] otherwise: input `image` is `[1, planes, 64, 64]`, outputs are

@@ -5,5 +5,5 @@ mod import;
 mod measure;
 mod proto;
 
-pub use export::{export_classifier, export_onnx};
+pub use export::{export_classifier, export_features, export_onnx, map_stride};
 pub(crate) use import::import_onnx;

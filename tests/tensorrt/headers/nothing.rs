@@ -1,0 +1,1 @@
+//! Cargo wants a source; only the headers of a dependency are used.
