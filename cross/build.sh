@@ -9,11 +9,12 @@ usage() {
     cat <<'TEXT'
 Builds the release and checks what it asks of the system that will run it.
 
-  cross/build.sh [--jetpack 5|6] [--arch aarch64|x86_64] [--features LIST] [--no-start]
+  cross/build.sh [--jetpack 5|6] [--arch aarch64|x86_64] [--features LIST] [--manual DIR] [--no-start]
 
   --jetpack N      the oldest JetPack that is to run it: 5 (glibc 2.31, the default; runs on 6 and 7 too) or 6 (glibc 2.35)
   --arch NAME      aarch64 (the default), or x86_64 with the same promise
   --features LIST  cargo's; `tensorrt` needs its headers' folder in TENSORRT_INCLUDE
+  --manual DIR     write the manual pages and the shells' completions there, too
   --no-start       do not start the result
 
 The program lies in target/<arch>-unknown-linux-gnu/release/cellgate. Needs rustup, python3 with venv, readelf (binutils);
@@ -21,13 +22,14 @@ to start an aarch64 program elsewhere: qemu-user-static, and for JetPack 5 apt, 
 TEXT
 }
 
-jetpack=5 arch=aarch64 features='' start=yes
+jetpack=5 arch=aarch64 features='' manual='' start=yes
 while [ $# -gt 0 ]; do
     case $1 in
-    --jetpack | --arch | --features) [ $# -ge 2 ] || fail "$1 needs a value" ;;&
+    --jetpack | --arch | --features | --manual) [ $# -ge 2 ] || fail "$1 needs a value" ;;&
     --jetpack) jetpack=$2 && shift 2 ;;
     --arch) arch=$2 && shift 2 ;;
     --features) features=$2 && shift 2 ;;
+    --manual) manual=$2 && shift 2 ;;
     --no-start) start=no && shift ;;
     -h | --help) usage && exit ;;
     *) fail "unknown option $1; see --help" ;;
@@ -94,8 +96,11 @@ needs readelf binutils
 cross_tools
 target=$(triple "$arch")
 rustup target add "$target"
-RUSTFLAGS="$(remap)" CARGO_INCREMENTAL=0 cargo zigbuild --locked --release --package cellgate --bin cellgate \
-    --target "$target.$glibc" ${features:+--features "$features"}
+build() {
+    RUSTFLAGS="$(remap)" CARGO_INCREMENTAL=0 cargo zigbuild --locked --release --package cellgate "$@" \
+        --target "$target.$glibc" ${features:+--features "$features"}
+}
+build --bin cellgate
 
 program=$(built "$arch")
 found=$(highest_glibc "$program")
@@ -103,6 +108,12 @@ found=$(highest_glibc "$program")
     fail "$program needs glibc $found, and JetPack $jetpack has $glibc"
 printf '%s\n  size: %s bytes\n  needs glibc %s (JetPack %s has %s)\n' "$program" "$(stat -c %s "$program")" "$found" \
     "$jetpack" "$glibc"
+if [ -n "$manual" ]; then
+    # Not in one go with the program, which must be the same with and without.
+    build --example manual
+    read -r -a run <<<"$(runner)"
+    "${run[@]}" "${program%/*}/examples/manual" "$manual"
+fi
 if [ "$start" = yes ]; then
     read -r -a run <<<"$(runner)"
     "${run[@]}" "$program" --version

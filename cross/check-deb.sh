@@ -4,6 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=cross/common.sh
 . cross/common.sh
+# shellcheck source=cross/debian.sh
+. cross/debian.sh
 
 usage() {
     cat <<'TEXT'
@@ -11,7 +13,7 @@ Installs, upgrades, downgrades, removes and purges a package in a fresh Debian o
 
   cross/check-deb.sh PACKAGE.deb
 
-Needs root, mmdebstrap, lintian, dpkg-dev. The Debian is made once, in target/check-deb/.
+Needs root, mmdebstrap, lintian, dpkg-dev. The Debian is made once, in target/debian-root/.
 TEXT
 }
 
@@ -22,18 +24,8 @@ case ${1:-} in
 esac
 # Of systemd's ten points of exposure; what is left is the network, the devices and the scheduler, which a station needs.
 exposure=2.0
-work=$PWD/target/check-deb
 config=/etc/cellgate/config.toml
-[ "$(id -u)" = 0 ] || fail "a chroot needs root"
-[ "$(dpkg-deb --field "$deb" Architecture)" = "$(dpkg --print-architecture)" ] ||
-    fail "$deb is not of this machine's architecture ($(dpkg --print-architecture))"
-needs mmdebstrap mmdebstrap
 needs lintian lintian
-mkdir -p "$work"
-
-check() { printf 'ok: %s\n' "$*"; }
-
-inside() { chroot "$root" env DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 "$@"; }
 
 # As apt does it, with a technician who keeps his settings.
 install_deb() {
@@ -42,21 +34,7 @@ install_deb() {
     rm "$root/package.deb"
 }
 
-# expect PATH "owner:group mode"
-expect() {
-    local found
-    found=$(inside stat -c '%U:%G %a' "$1" 2>&1) || fail "$1 is not there"
-    [ "$found" = "$2" ] || fail "$1 is $found, and should be $2"
-}
-
 absent() { [ ! -e "$root$1" ] || fail "$1 is still there"; }
-
-# Names, owners, modes, sizes and contents of everything but dpkg's books and the caches made from what is installed.
-tree() {
-    (cd "$root" && find . -xdev \( -path ./var/lib/dpkg -o -path ./var/cache -o -path ./proc -o -path ./sys -o -path ./dev \
-        -o -path ./var/log \) -prune -o \( -type f -printf '%p %u:%g %m %l ' -exec sh -c 'sha256sum <"$1"' _ {} \; \) \
-        -o -printf '%p %u:%g %m %l\n' | sort)
-}
 
 lint() {
     # Overrides, each with its reason, are in deploy/debian/cellgate.lintian-overrides.
@@ -74,26 +52,6 @@ next_version() {
     (cd "$tree" && find . -path ./DEBIAN -prune -o -type f -printf '%P\0' | xargs -0 md5sum >DEBIAN/md5sums)
     dpkg-deb --root-owner-group -Zgzip -z1 --build "$tree" "$work/next.deb" >/dev/null
     rm -rf "$tree"
-}
-
-fresh_debian() {
-    local suite
-    suite=$(. /etc/os-release && printf '%s' "$VERSION_CODENAME")
-    if [ ! -e "$work/debian.tar" ]; then
-        mmdebstrap --quiet --variant=essential --include=systemd,udev,init-system-helpers,libgcc-s1 \
-            --dpkgopt='path-exclude=/usr/share/locale/*' "$suite" "$work/new.tar" "$(debian_mirror)"
-        mv "$work/new.tar" "$work/debian.tar"
-    fi
-    root=$(mktemp -d "$work/root.XXXXXX")
-    # shellcheck disable=SC2154 # said in the trap itself
-    trap 'status=$?; ! mountpoint --quiet "$root/proc" || umount "$root/proc"; rm -rf "$root"; exit $status' EXIT
-    tar --extract --file "$work/debian.tar" --directory "$root" --exclude='./dev/*'
-    for node in "null 1 3" "zero 1 5" "full 1 7" "random 1 8" "urandom 1 9"; do
-        read -r name major minor <<<"$node"
-        mknod -m 666 "$root/dev/$name" c "$major" "$minor"
-    done
-    # systemd-tmpfiles follows paths through it.
-    mount -t proc proc "$root/proc"
 }
 
 installed() {
@@ -132,7 +90,7 @@ kept() {
     check "$1: settings and state are kept"
 }
 
-fresh_debian
+fresh_debian "$deb"
 log=$root.log
 lint
 next_version
@@ -166,8 +124,7 @@ absent /etc/cellgate
 absent /var/lib/cellgate
 inside id cellgate >/dev/null || fail "the user's number is free for another"
 # What a purge may leave: the user.
-if tree | diff "$work/before.txt" - | grep '^[<>]' | grep -vE ' \./etc/((passwd|group|shadow|gshadow)-?|\.pwd\.lock) '; then
-    fail "the purge left this behind or took it along"
-fi
+left=$(tree | diff "$work/before.txt" - | grep '^[<>]' | grep -vE ' \./etc/((passwd|group|shadow|gshadow)-?|\.pwd\.lock) ' || true)
+[ -z "$left" ] || fail "the purge left this behind or took it along:"$'\n'"$left"
 check "purged: nothing is left but the user"
 rm -f "$log"

@@ -11,6 +11,7 @@ names. As root on the board, or from elsewhere with --host.
   provision.sh [--host USER@BOARD] --package cellgate_VERSION_arm64.deb [options]
 
   --host USER@BOARD        by ssh: the files are copied there, and this script runs there by sudo (as root: without)
+  --ssh COMMAND            how ssh is called, if not as `ssh`: --ssh 'ssh -p 2222 -i key'
   --package FILE           the package; left out: the one that is installed
   --line NAME              the line, second word of every topic
   --station NAME           the station, third word
@@ -34,7 +35,7 @@ fail() {
     exit 1
 }
 
-host='' package='' model='' keys='' broker='' broker_password='' broker_ca='' power_mode='' clocks='' start=yes dry_run=''
+host='' ssh=ssh package='' model='' keys='' broker='' broker_password='' broker_ca='' power_mode='' clocks='' start=yes dry_run=''
 settings=()
 # The options as they go to the board, with files under the names that they have there.
 forward=() files=()
@@ -47,7 +48,7 @@ toml_string() {
 
 while [ $# -gt 0 ]; do
     case $1 in
-    --host | --package | --line | --station | --broker | --broker-user | --broker-password | --broker-ca | --camera | \
+    --host | --ssh | --package | --line | --station | --broker | --broker-user | --broker-password | --broker-ca | --camera | \
         --model | --keys | --set | --power-mode | --clocks)
         [ $# -ge 2 ] || fail "$1 needs a value"
         ;;
@@ -57,12 +58,13 @@ while [ $# -gt 0 ]; do
         [ -r "$2" ] || fail "$1 $2 cannot be read"
         forward+=("$1" "${2##*/}") files+=("$2")
         ;;
-    --host | -h | --help) ;;
+    --host | --ssh | -h | --help) ;;
     --dry-run | --no-start) forward+=("$1") ;;
     *) forward+=("$1" "${2:-}") ;;
     esac
     case $1 in
     --host) host=$2 && shift 2 ;;
+    --ssh) ssh=$2 && shift 2 ;;
     --package) package=$2 && shift 2 ;;
     --line) settings+=(mqtt line "$(toml_string "$2")") && shift 2 ;;
     --station) settings+=(mqtt station "$(toml_string "$2")") && shift 2 ;;
@@ -101,12 +103,15 @@ done
 
 # From elsewhere: files and script into a folder of their own on the board, which goes when it is done.
 if [ -n "$host" ]; then
-    folder=$(ssh "$host" 'umask 077 && mktemp -d') || fail "reaching $host by ssh"
-    # shellcheck disable=SC2029 # the folder is named here
-    trap 'ssh "$host" "rm -rf $folder" || true' EXIT
-    scp -q "${BASH_SOURCE[0]}" "${files[@]}" "$host:$folder/" || fail "copying to $host:$folder"
-    # shellcheck disable=SC2029
-    ssh "$host" "cd $folder && \$([ \"\$(id -u)\" = 0 ] || echo sudo) bash ${BASH_SOURCE[0]##*/}$(printf ' %q' "${forward[@]}")"
+    read -r -a remote <<<"$ssh $host"
+    folder=$("${remote[@]}" 'umask 077 && mktemp -d') || fail "reaching $host by $ssh"
+    trap '"${remote[@]}" "rm -rf $folder" || true' EXIT
+    for file in "${BASH_SOURCE[0]}" "${files[@]}"; do
+        "${remote[@]}" "cat >$folder/$(printf '%q' "${file##*/}")" <"$file" || fail "copying $file to $host"
+    done
+    # shellcheck disable=SC2016 # who is asked on the board
+    as_root='$([ "$(id -u)" = 0 ] || echo sudo)'
+    "${remote[@]}" "cd $folder && $as_root bash ${BASH_SOURCE[0]##*/}$(printf ' %q' "${forward[@]}")"
     exit
 fi
 

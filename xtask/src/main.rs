@@ -1,7 +1,9 @@
 //! What is done around the sources: `cargo xtask --help`.
 
 mod command;
+mod dist;
 mod kernels;
+mod sbom;
 
 use clap::Parser;
 
@@ -9,12 +11,15 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Task {
+    /// Make a release: programs, archives, Debian packages, bill of materials, checksums.
+    Dist(dist::Args),
     /// Check the CUDA kernels: the committed PTX against the sources, the assembler, or the results on a card.
     Kernels(kernels::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Task::parse() {
+        Task::Dist(args) => dist::run(&args),
         Task::Kernels(args) => kernels::run(&args),
     }
 }
