@@ -97,10 +97,9 @@ cross_tools
 target=$(triple "$arch")
 rustup target add "$target"
 build() {
-    RUSTFLAGS="$(remap)" CARGO_INCREMENTAL=0 cargo zigbuild --locked --release --package cellgate "$@" \
-        --target "$target.$glibc" ${features:+--features "$features"}
+    RUSTFLAGS="$(remap)" CARGO_INCREMENTAL=0 cargo zigbuild --locked --release --target "$target.$glibc" "$@"
 }
-build --bin cellgate
+build --package cellgate --bin cellgate ${features:+--features "$features"}
 
 program=$(built "$arch")
 found=$(highest_glibc "$program")
@@ -110,9 +109,9 @@ printf '%s\n  size: %s bytes\n  needs glibc %s (JetPack %s has %s)\n' "$program"
     "$jetpack" "$glibc"
 if [ -n "$manual" ]; then
     # Not in one go with the program, which must be the same with and without.
-    build --example manual
+    build --package cellgate-manual
     read -r -a run <<<"$(runner)"
-    "${run[@]}" "${program%/*}/examples/manual" "$manual"
+    "${run[@]}" "${program%/*}/cellgate-manual" "$manual"
 fi
 if [ "$start" = yes ]; then
     read -r -a run <<<"$(runner)"

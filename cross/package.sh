@@ -13,7 +13,7 @@ Packs what cross/build.sh has built, with manual pages and completions made from
 
   --arch NAME     aarch64 (the default, a package for arm64) or x86_64 (amd64)
   --out DIR       where the package goes; target/debian if left out
-  --manual DIR    pages and completions of this very version, made before by `cargo run --example manual -- DIR`
+  --manual DIR    pages and completions of this very version, made before by `cargo run --package cellgate-manual -- DIR`
   --program FILE  another build, for a trial: nobody has checked which glibc it needs
 
 What the package holds is said in deploy/debian/. Needs debhelper.
@@ -52,7 +52,7 @@ cp -r docs "$stage/docs"
 cp "$program" "$stage/program/cellgate"
 if [ -z "$manual" ]; then
     manual=target/manual
-    cargo run --locked --quiet --package cellgate --example manual -- "$manual"
+    cargo run --locked --quiet --release --package cellgate-manual -- "$manual"
 fi
 cp -r "$manual/man" "$stage/man"
 cp "$manual"/completions/* "$stage/completions/"

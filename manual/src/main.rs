@@ -1,5 +1,5 @@
 //! Writes the manual pages and the shells' completions of the command line, for packages:
-//! `cargo run --example manual -- DIR`. Kept out of the program, which has no use for them at a station.
+//! `cargo run --release --package cellgate-manual -- DIR`. Kept out of the program, which has no use for them at a station.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use clap::{Command, CommandFactory};
 use clap_complete::Shell;
 
 fn main() -> anyhow::Result<()> {
-    let folder = std::env::args_os().nth(1).context("naming the folder: cargo run --example manual -- DIR")?;
+    let folder = std::env::args_os().nth(1).context("naming the folder: cellgate-manual DIR")?;
     let folder = Path::new(&folder);
     let command = cellgate::cli::Cli::command();
     pages(&command, &folder.join("man"))?;
