@@ -84,6 +84,12 @@ fn release(root: &Path, archs: &[Arch]) -> anyhow::Result<PathBuf> {
         command.current_dir(root).arg(format!("cross/{name}")).env("SOURCE_DATE_EPOCH", &time);
         // Each folder builds for itself, or the second would find the work of the first.
         command.env("CARGO_TARGET_DIR", root.join("target"));
+        // What cargo says of this program itself: build scripts would look at it, and build anew.
+        for (name, _) in std::env::vars_os() {
+            if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|own| name.to_string_lossy().starts_with(own)) {
+                command.env_remove(name);
+            }
+        }
         command
     };
     let manual = root.join("target/manual");
