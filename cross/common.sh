@@ -59,13 +59,15 @@ cargo_version() {
     sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1
 }
 
+# The name of this machine's Debian.
+debian_suite() { sed -n 's/^VERSION_CODENAME=//p' /etc/os-release; }
+
 # The mirror that this machine's own packages come from.
 debian_mirror() {
     local mirror
     needs apt-get apt
     # shellcheck disable=SC2016 # apt's own placeholder
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $(. /etc/os-release && printf '%s' "$VERSION_CODENAME")" |
-        head -n 1)
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $(debian_suite)" | head -n 1)
     [ -n "$mirror" ] || fail "apt knows no mirror: apt-get update"
     printf '%s\n' "$mirror"
 }

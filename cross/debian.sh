@@ -25,16 +25,15 @@ tree() {
 
 # fresh_debian PACKAGE: a Debian in which the package can run, in the folder $root, until the script ends.
 fresh_debian() {
-    local suite name major minor node
+    local name major minor node
     [ "$(id -u)" = 0 ] || fail "a chroot needs root"
     [ "$(dpkg-deb --field "$1" Architecture)" = "$(dpkg --print-architecture)" ] ||
         fail "$1 is not of this machine's architecture ($(dpkg --print-architecture))"
     needs mmdebstrap mmdebstrap
     mkdir -p "$work"
-    suite=$(. /etc/os-release && printf '%s' "$VERSION_CODENAME")
     if [ ! -e "$work/debian.tar" ]; then
         mmdebstrap --quiet --variant=essential --include=systemd,udev,init-system-helpers,libgcc-s1 \
-            --dpkgopt='path-exclude=/usr/share/locale/*' "$suite" "$work/new.tar" "$(debian_mirror)"
+            --dpkgopt='path-exclude=/usr/share/locale/*' "$(debian_suite)" "$work/new.tar" "$(debian_mirror)"
         mv "$work/new.tar" "$work/debian.tar"
     fi
     root=$(mktemp -d "$work/root.XXXXXX")
