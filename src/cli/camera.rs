@@ -22,6 +22,7 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    /// Say which cameras there are, and in which formats they can deliver.
     List,
     Snap(Snap),
     Calibrate(Calibrate),

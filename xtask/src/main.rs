@@ -1,8 +1,10 @@
 //! What is done around the sources: `cargo xtask --help`.
 
 mod command;
+mod dist;
 mod headers;
 mod kernels;
+mod sbom;
 
 use clap::Parser;
 
@@ -10,6 +12,8 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Task {
+    /// Make a release: programs, archives, Debian packages, bill of materials, checksums.
+    Dist(dist::Args),
     /// Check the CUDA kernels: the committed PTX against the sources, the assembler, or the results on a card.
     Kernels(kernels::Args),
     /// Fetch TensorRT's headers and print their folder, for TENSORRT_INCLUDE on a machine without TensorRT.
@@ -18,6 +22,7 @@ enum Task {
 
 fn main() -> anyhow::Result<()> {
     match Task::parse() {
+        Task::Dist(args) => dist::run(&args),
         Task::Kernels(args) => kernels::run(&args),
         Task::TensorrtHeaders => headers::run(),
     }

@@ -1,0 +1,73 @@
+# shellcheck shell=bash
+# What the scripts of this folder share; sourced, with the working folder at the root of the sources.
+
+fail() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 1
+}
+
+# needs PROGRAM PACKAGE: a program, and the Debian package that brings it.
+needs() {
+    command -v "$1" >/dev/null || fail "$1 is not there: apt-get install $2"
+}
+
+# The tools of requirements.txt, in a folder of their own, first in PATH.
+cross_tools() {
+    local venv=$PWD/target/cross-venv
+    if ! cmp -s cross/requirements.txt "$venv/installed.txt"; then
+        needs python3 python3-venv
+        python3 -m venv "$venv"
+        "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --require-hashes -r cross/requirements.txt
+        cp cross/requirements.txt "$venv/installed.txt"
+    fi
+    export PATH="$venv/bin:$PATH"
+}
+
+# triple ARCHITECTURE: what Rust calls it.
+triple() {
+    case $1 in
+    aarch64 | x86_64) printf '%s-unknown-linux-gnu\n' "$1" ;;
+    *) fail "--arch $1: aarch64 and x86_64 are built" ;;
+    esac
+}
+
+# Where cargo leaves the program of an architecture.
+built() {
+    printf '%s/%s/release/cellgate\n' "${CARGO_TARGET_DIR:-target}" "$(triple "$1")"
+}
+
+# The time of a release is that of its commit, so that the same commit gives the same bytes on another day.
+release_time() {
+    if [ -z "${SOURCE_DATE_EPOCH:-}" ]; then
+        SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) ||
+            fail "the time of the release is unknown: build in a git checkout, or set SOURCE_DATE_EPOCH"
+        export SOURCE_DATE_EPOCH
+    fi
+}
+
+# debian_architecture ARCHITECTURE: what Debian calls it.
+debian_architecture() {
+    case $1 in
+    aarch64) printf 'arm64\n' ;;
+    x86_64) printf 'amd64\n' ;;
+    *) fail "$1: Debian packages are made for aarch64 and x86_64" ;;
+    esac
+}
+
+# The version in Cargo.toml.
+cargo_version() {
+    sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1
+}
+
+# The name of this machine's Debian.
+debian_suite() { sed -n 's/^VERSION_CODENAME=//p' /etc/os-release; }
+
+# The mirror that this machine's own packages come from.
+debian_mirror() {
+    local mirror
+    needs apt-get apt
+    # shellcheck disable=SC2016 # apt's own placeholder
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $(debian_suite)" | head -n 1)
+    [ -n "$mirror" ] || fail "apt knows no mirror: apt-get update"
+    printf '%s\n' "$mirror"
+}
