@@ -7,6 +7,7 @@ import json
 import random
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -16,29 +17,12 @@ from cells import LINE, STATION, Cells
 from machine import HOST, BoardError, Listener, Machine
 
 STATE = "/var/lib/cellgate/update"
-# Emulation says nothing of speed: the takt only has to be long enough.
-CONFIG = """
-[model]
-path = "{model}"
-[station]
-takt-ms = 30000
-[camera]
-width = 640
-height = 480
-[trigger]
-source = "pulse"
-[outbox]
-verdicts = 20000
-[mqtt]
-host = "{host}"
-port = {port}
-line = "{line}"
-station = "{station}"
-[display]
-output = "framebuffer"
-period-ms = 1000
-stale-after-ms = 60000
-"""
+# What the board's configuration says besides what every station must be told. Emulation says nothing of speed: the takt
+# only has to be long enough.
+SETTINGS = ("station.takt-ms=10000", "camera.width=640", "camera.height=480", 'trigger.source="pulse"',
+            "outbox.verdicts=20000", 'display.output="framebuffer"', "display.stale-after-ms=60000")
+# On a screen of 800 x 480, where the lines over the counts of classes lie.
+COUNTS = {"A": 80, "B": 235, "C": 395, "INVALID": 550}
 
 
 def count_reasons(verdicts: list[dict]) -> dict[str, int]:
@@ -49,44 +33,61 @@ def count_reasons(verdicts: list[dict]) -> dict[str, int]:
 class Board:
     """The station on the board, and what is known of it."""
 
-    def __init__(self, machine: Machine, listener: Listener, cells: Cells):
-        self.machine, self.listener, self.cells = machine, listener, cells
+    def __init__(self, machine: Machine, listener: Listener, cells: Cells, script: Path):
+        self.machine, self.listener, self.cells, self.script = machine, listener, cells, script
         self.expected = cells.expected()
         self.results: dict[str, dict] = {}
-        self.hashes = {hashlib.sha256(path.read_bytes()).hexdigest() for path in cells.models}
+        self.slot, self.version, self.sent = "", None, 0
+        self.hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in cells.models]
 
     def note(self, check: str, **found) -> None:
         self.results[check] = found
         print(f"{check}: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in found.items()), flush=True)
 
-    def configure(self, model: str) -> None:
-        text = CONFIG.format(model=model, host=HOST, port=self.listener.port, line=LINE, station=STATION)
-        self.machine.run("mkdir -p /etc/cellgate && cat > /etc/cellgate/config.toml", data=text.encode())
-
     def provide(self, deb: Path) -> None:
-        """The package, the cells that pass, the model, the configuration, the keys."""
+        """The cells that pass, and then all that makes a station of the board, by the script that does so in the field;
+        the second time it must find nothing to do."""
         machine = self.machine
-        machine.put(deb, "/root/cellgate.deb")
-        said = machine.run("dpkg -i /root/cellgate.deb 2>&1", timeout=600)
-        machine.run("mkdir -p /var/lib/board/line /var/lib/board/bundles")
-        for path in sorted((self.cells.folder / "line").glob("*.grey")):
-            machine.put(path, f"/var/lib/board/line/{path.name}")
-        machine.put(self.cells.models[0], "/var/lib/cellgate/model.cgm")
-        self.configure("/var/lib/cellgate/model.cgm")
-        machine.put(self.cells.folder / "keys.cgk", "/var/lib/board/keys.cgk")
-        self.as_station(f"cellgate update install /var/lib/board/keys.cgk --trust --state {STATE}")
-        machine.run("systemctl start board-line && systemctl enable cellgate")
-        self.note("package", installed=machine.run("dpkg-query -W -f '${Package} ${Version} ${Status}' cellgate"),
-                  said=said.splitlines()[-1] if said else "nothing")
+        machine.put_folder(self.cells.folder / "line", "/var/lib/board/line")
+        machine.put_folder(self.cells.folder / "bundles", "/var/lib/board/bundles")
+        # The doctor looks through the camera.
+        machine.run("systemctl start board-line")
+        first = self.provision(deb)
+        again = self.provision(deb)
+        if not again.endswith("0 changes"):
+            raise BoardError(f"the second provisioning did not end with 0 changes: {again}")
+        self.note("provisioned", first=first.splitlines()[-1], again=again.splitlines()[-1],
+                  package=machine.run("dpkg-query -W -f '${Package} ${Version} ${Status}' cellgate"))
 
-    def as_station(self, command: str, timeout: float = 600) -> str:
-        return self.machine.run(f"runuser -u cellgate -- {command}", timeout=timeout)
+    def provision(self, deb: Path) -> str:
+        *ssh, host = self.machine.ssh_command()
+        command = ["bash", self.script, "--host", host, "--ssh", " ".join(ssh), "--package", deb, "--line", LINE,
+                   "--station", STATION, "--broker", f"{HOST}:{self.listener.port}", "--camera", "/dev/video0",
+                   "--model", self.cells.models[0], "--keys", self.cells.folder / "keys.cgk"]
+        for setting in SETTINGS:
+            command += ["--set", setting]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                              text=True, timeout=900, check=False)
+        (self.machine.folder / "provision.log").write_text(done.stdout)
+        if done.returncode:
+            raise BoardError(f"{self.script}: status {done.returncode}: {done.stdout.strip()}")
+        return done.stdout.strip()
 
-    def start_station(self) -> None:
-        begin = time.monotonic()
-        self.machine.run("systemctl restart cellgate", timeout=300)
-        unit = self.machine.run("systemctl show cellgate -p ActiveState,Type,WatchdogUSec,StatusText,NRestarts,User")
-        self.note("unit", ready_after_s=round(time.monotonic() - begin, 1), shows=unit.replace("\n", " "))
+    def settle(self, slot: str, version: int, phase: str) -> None:
+        """Ends a probation, and lets the station judge with the slot in force: the next update writes the other one."""
+        if phase == "probation":
+            self.machine.run(f"runuser -u cellgate -- cellgate update confirm --state {STATE}")
+        if slot != self.slot:
+            self.machine.run(f"sed -i 's|^path = \"[^\"]*\\.cgm\"|path = \"{STATE}/{slot}.cgm\"|' "
+                             "/etc/cellgate/config.toml && sync -f /etc && systemctl restart cellgate", timeout=300)
+        self.slot, self.version = slot, version
+
+    def unit(self) -> None:
+        shows = self.machine.run("systemctl show cellgate -p ActiveState,Type,WatchdogUSec,StatusText,NRestarts,User")
+        self.note("unit", shows=shows.replace("\n", " "))
+        for must in ("ActiveState=active", "Type=notify", "User=cellgate", "NRestarts=0"):
+            if must not in shows:
+                raise BoardError(f"the service is not {must}: {shows}")
 
     def right(self, verdict: dict) -> str | None:
         """The cell that a verdict is about, found by the very numbers; None for an INVALID."""
@@ -109,11 +110,12 @@ class Board:
         everything = self.listener.verdicts(since)
         invalid = count_reasons(everything)
         classes = {kind: sum(v["class"] == kind for v in verdicts) for kind in "ABC"}
+        times = sorted(verdict["total_us"] // 1000 for verdict in verdicts)
         self.note("cells", judged=len(verdicts), different_cells=len(seen), classes=classes, invalid=invalid,
-                  seconds=round(seconds, 1), judge_ms_median=sorted(v["total_us"] for v in verdicts)[len(verdicts) // 2] // 1000)
+                  seconds=round(seconds, 1), judge_ms_median=times[len(times) // 2])
         played = {cell["id"] for cell in next(iter(self.expected.values()))}
         missing = played - seen
-        if missing and count >= 3 * len(played):
+        if missing and count >= 2 * len(played):
             raise BoardError(f"these cells were never seen: {sorted(missing)}")
 
     def sequence(self) -> dict:
@@ -140,38 +142,44 @@ class Board:
                 "invalid": sum(v["outcome"] == "INVALID" for v in known.values())}
 
     def display(self, picture: Path) -> None:
-        self.machine.screenshot(picture)
-        self.note("display", picture=picture.name, bytes=picture.stat().st_size)
-        if picture.stat().st_size < 3000:
-            raise BoardError(f"{picture} shows next to nothing")
+        """The screen follows the verdicts: its large field shows both a good cell and a defective one in time, each
+        just after such a verdict was heard."""
+        shown, end = set(), time.monotonic() + 300
+        while not {"A", "C"} <= shown:
+            if time.monotonic() > end:
+                raise BoardError(f"within 300 s the display showed {sorted(shown)} of A and C, see {picture}")
+            screen = self.machine.screenshot(picture)
+            # Each class has the colour of the line over its count, and so has the field of the newest verdict.
+            colours = {screen.at(x, 354): name for name, x in COUNTS.items()}
+            said = colours.get(screen.at(14, 50))
+            if len(colours) == len(COUNTS) and said in {v["class"] or "INVALID" for v in self.listener.verdicts()[-4:]}:
+                shown.add(said)
+            time.sleep(1)
+        self.note("display", showed=sorted(shown), picture=picture.name)
 
-    def status(self) -> dict:
-        return json.loads(self.as_station(f"cellgate update status --json --state {STATE}"))
-
-    def in_force(self) -> tuple[str, int | None]:
-        """Slot and version in force, its file compared byte by byte with what was made here."""
-        status = self.status()
+    def in_force(self) -> tuple[str, int, str]:
+        """Slot and version in force and the update's phase; the file has every byte of what was made here."""
+        said, sums = self.machine.run(f"runuser -u cellgate -- cellgate update status --json --state {STATE} && "
+                                      f"sha256sum {STATE}/*.cgm").split("\n", 1)
+        status = json.loads(said)
         active = [slot for slot in status["slots"] if slot["in-force"]]
         if not active:
-            return "", None
-        slot = active[0]["slot"].lower()
-        digest = self.machine.run(f"sha256sum {STATE}/{slot}.cgm").split()[0]
-        if digest not in self.hashes:
-            raise BoardError(f"the model in force is none that was made: {status}")
-        return slot, active[0]["version"]
+            raise BoardError(f"no model is in force: {status}")
+        slot, version = active[0]["slot"].lower(), active[0]["version"]
+        if f"{self.hashes[version % 2]}  {STATE}/{slot}.cgm" not in sums:
+            raise BoardError(f"the model in force is not that of bundle {version}: {status} {sums}")
+        return slot, version, status["phase"]
 
     def update(self) -> float:
         """Installs the next bundle; seconds that took."""
-        version = self.send_bundle()
+        version = self.next_version()
         begin = time.monotonic()
-        self.as_station(self.install_command(version))
+        self.machine.run(self.install_command(version), timeout=600)
         seconds = time.monotonic() - begin
-        slot, found = self.in_force()
+        slot, found, _ = self.in_force()
         if found != version:
             raise BoardError(f"version {version} was installed, {found} is in force")
-        self.as_station(f"cellgate update confirm --state {STATE}")
-        self.configure(f"{STATE}/{slot}.cgm")
-        self.machine.run("systemctl restart cellgate", timeout=300)
+        self.settle(slot, version, "probation")
         since = self.listener.mark()
         judged = self.listener.wait_for_verdicts(1, 300, since, lambda v: v["outcome"] != "INVALID")[0]
         expected = list(self.expected)[version % 2]
@@ -180,26 +188,27 @@ class Board:
         self.note("update", version=version, slot=slot, install_s=round(seconds, 1), model=judged["model"][:12])
         return seconds
 
-    def send_bundle(self) -> int:
-        path = self.cells.bundle()
-        self.machine.put(path, f"/var/lib/board/bundles/{path.name}")
-        return self.cells.bundles
+    def next_version(self) -> int:
+        self.sent += 1
+        return self.sent
 
     def install_command(self, version: int) -> str:
-        return f"cellgate update install /var/lib/board/bundles/{version}.cgb --line {LINE} --station {STATION} --state {STATE}"
+        return (f"runuser -u cellgate -- cellgate update install /var/lib/board/bundles/{version}.cgb --line {LINE} "
+                f"--station {STATION} --state {STATE}")
 
     def faults(self) -> None:
         """The camera's faults, by the controls of its driver: no PASS that is none, and the station goes on."""
         found = {}
-        for name, control in (("damaged buffers", "inject_v4l2_buf_flag_error"), ("fatal error", "inject_fatal_streaming_error"),
-                              ("unplugged", "disconnect")):
+        for name, control in (("damaged buffers", "inject_v4l2_buf_flag_error"),
+                              ("fatal error", "inject_fatal_streaming_error"), ("unplugged", "disconnect")):
             since = self.listener.mark()
             restarts = self.machine.run("systemctl show cellgate -p NRestarts --value")
             for _ in range(3 if name == "damaged buffers" else 1):
                 self.machine.run(f"v4l2-ctl -d /dev/video0 -c {control}=1", check=False)
             if name == "unplugged":
                 # The driver plugs itself in again when nobody has any of its devices open.
-                self.machine.run("systemctl stop board-line; sleep 3; systemctl restart board-camera board-line", timeout=120)
+                self.machine.run("systemctl stop board-line; sleep 3; systemctl restart board-camera board-line",
+                                 timeout=120)
             verdicts = self.listener.wait_for_verdicts(3, 300, since, lambda v: v["outcome"] != "INVALID")
             for verdict in verdicts:
                 self.right(verdict)
@@ -214,10 +223,9 @@ class Board:
         coin = random.Random(seed)
         cuts = []
         for number in range(count):
-            before = self.in_force()[1]
-            version = self.send_bundle()
+            before, version = self.version, self.next_version()
             highest = self.sequence()["highest"]
-            install = self.machine.begin("runuser -u cellgate -- " + self.install_command(version))
+            install = self.machine.begin(self.install_command(version))
             delay = duration * (number + coin.random()) / count
             time.sleep(delay)
             at_verdict = number % 2 == 1
@@ -231,24 +239,23 @@ class Board:
             since = self.listener.mark()
             self.machine.start()
             self.machine.wait_up()
-            replayed = re.search(r"recovery complete", self.machine.run("dmesg | grep -i ext4-fs")) is not None
-            errors = self.machine.run("dmesg | grep -iE 'ext4-fs error|i/o error' || true")
-            if errors:
-                raise BoardError(f"after cut {number + 1}: {errors}")
-            status = self.status()
-            slot, after = self.in_force()
+            kernel = self.machine.run("dmesg | grep -iE 'ext4-fs|i/o error|jbd2'")
+            if re.search("error", kernel, re.IGNORECASE):
+                raise BoardError(f"after cut {number + 1}: {kernel}")
+            slot, after, phase = self.in_force()
             if after not in (before, version):
                 raise BoardError(f"after cut {number + 1} version {after} is in force, neither {before} nor {version}")
             if finished and after != version:
                 raise BoardError(f"the update to {version} was reported as done and is gone after cut {number + 1}")
             self.listener.wait_for_verdicts(2, 300, since, lambda v: v["seq"] > heard and v["outcome"] != "INVALID")
             sequence = self.sequence()
-            if status["phase"] == "probation":
-                self.as_station(f"cellgate update confirm --state {STATE}")
-            cuts.append({"after_s": round(delay, 2), "at_a_verdict": at_verdict, "unflushed_sectors": lost["unflushed_sectors"],
-                         "lost_sectors": lost["lost"], "journal_replayed": replayed, "phase": status["phase"],
+            self.settle(slot, after, phase)
+            cuts.append({"after_s": round(delay, 2), "at_a_verdict": at_verdict, "lost_sectors": lost["lost"],
+                         "unflushed_sectors": lost["unflushed_sectors"], "phase": phase,
+                         "journal_replayed": "recovery complete" in kernel,
                          "version_before": before, "version_after": after, "sent": version, "told_done": finished,
-                         "heard_before": heard, "verdicts_during": heard - highest, "came_again": sequence["came_again"]})
+                         "heard_before": heard, "verdicts_during": heard - highest,
+                         "came_again": sequence["came_again"]})
             print(f"cut {number + 1}: {json.dumps(cuts[-1])} {journal}", flush=True)
         self.results["power cuts"] = {"count": count, "cuts": cuts}
 
@@ -257,9 +264,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--made", type=Path, required=True)
     parser.add_argument("--deb", type=Path, required=True)
+    parser.add_argument("--provision", type=Path, required=True)
     parser.add_argument("--cellgate", type=Path, required=True)
     parser.add_argument("--cuts", type=int, default=10)
-    parser.add_argument("--cells", type=int, default=39)
+    parser.add_argument("--cells", type=int, default=26)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--no-faults", action="store_true")
     parser.add_argument("--keep-going", action="store_true")
@@ -272,6 +280,8 @@ def main() -> int:
     begin = time.monotonic()
     cells = Cells(args.made / "cells", args.cellgate.resolve())
     cells.make()
+    for number in range(args.cuts + 1):
+        cells.bundle(number + 1)
     listener = machine = board = None
     failure = None
     try:
@@ -279,10 +289,10 @@ def main() -> int:
         machine = Machine(args.made, folder, args.seed)
         machine.new_disk()
         machine.start()
-        board = Board(machine, listener, cells)
+        board = Board(machine, listener, cells, args.provision)
         board.note("boot", ssh_after_s=round(machine.wait_up(), 1), kernel=machine.run("uname -rm"))
         board.provide(args.deb)
-        board.start_station()
+        board.unit()
         board.cells_come(args.cells, 900)
         board.display(folder / "display.png")
         duration = board.update()

@@ -13,6 +13,8 @@ from pathlib import Path
 WIDTH, HEIGHT, CELL = 640, 480, 480
 # More than the eight frames among which the station looks for one that comes again.
 CELLS = {"A": 9, "C": 4}
+# So many of them, good and defective, prove a model on the board.
+GOLDEN = 4
 LINE, STATION = "line1", "el-07"
 
 
@@ -62,7 +64,6 @@ class Cells:
     def __init__(self, folder: Path, cellgate: Path):
         self.folder, self.cellgate = folder, cellgate
         self.models = [folder / "model-1.cgm", folder / "model-2.cgm"]
-        self.bundles = 0
 
     def call(self, *args) -> str:
         done = subprocess.run([self.cellgate, *args], cwd=self.folder, capture_output=True, text=True, check=False)
@@ -74,6 +75,8 @@ class Cells:
         shutil.rmtree(self.folder, ignore_errors=True)
         (self.folder / "line").mkdir(parents=True)
         (self.folder / "frames").mkdir()
+        (self.folder / "golden").mkdir()
+        (self.folder / "bundles").mkdir()
         drawn = []
         for kind, count in CELLS.items():
             self.call("synth", "-o", f"drawn-{kind}", "--class", kind, "-n", str(count), "--size", str(CELL),
@@ -92,7 +95,8 @@ class Cells:
             frame = b"".join(margin + pixels[y * width : (y + 1) * width] + margin for y in range(height))
             name = f"{number:02}-{path.stem}"
             (self.folder / "line" / f"{name}.grey").write_bytes(frame)
-            (self.folder / "frames" / f"{name}.pgm").write_bytes(b"P5\n%d %d\n255\n" % (WIDTH, HEIGHT) + frame)
+            for folder in ("frames", "golden") if 1 <= number <= GOLDEN else ("frames",):
+                (self.folder / folder / f"{name}.pgm").write_bytes(b"P5\n%d %d\n255\n" % (WIDTH, HEIGHT) + frame)
         for seed, model in enumerate(self.models, 1):
             self.call("fit", "--synth", "150", "--synth-size", str(CELL), "--size", "64", "--grid", "16", "-k", "24",
                       "--seed", str(seed), "-o", model.name)
@@ -108,12 +112,9 @@ class Cells:
             result[verdicts[0]["model"]] = verdicts
         return result
 
-    def bundle(self) -> Path:
-        """A new bundle, of the two models in turn, with the next number."""
-        self.bundles += 1
-        path = self.folder / f"{self.bundles}.cgb"
-        model = self.models[self.bundles % 2]
-        self.call("bundle", "create", model.name, "--number", str(self.bundles), "--golden", "frames", "--line", LINE,
-                  "-o", path.name)
-        self.call("bundle", "sign", path.name, "--key", "anna.key")
-        return path
+    def bundle(self, number: int) -> None:
+        """The bundle of this number, of the two models in turn."""
+        path = f"bundles/{number}.cgb"
+        self.call("bundle", "create", self.models[number % 2].name, "--number", str(number), "--golden", "golden",
+                  "--line", LINE, "-o", path)
+        self.call("bundle", "sign", path, "--key", "anna.key")

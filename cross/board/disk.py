@@ -8,7 +8,8 @@ writes the host's page cache keeps.
 
     disk.py IMAGE SOCKET [--seed N]
 
-Serves one client, one request at a time, and ends with it. See https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md.
+Serves one client, one request at a time, and ends with it. The protocol:
+https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
 """
 
 import argparse

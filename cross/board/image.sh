@@ -27,7 +27,13 @@ kernel() {
     [ -n "$package" ] || fail "apt knows no linux-image-arm64:arm64: apt-get update"
     rm -rf "$out/kernel"
     mkdir -p "$out/kernel"
-    (cd "$out/kernel" && apt-get download -q "$package" busybox-static:arm64 && for deb in *.deb; do dpkg -x "$deb" .; done)
+    (
+        cd "$out/kernel"
+        apt-get download -q "$package" busybox-static:arm64
+        for deb in *.deb; do
+            dpkg -x "$deb" .
+        done
+    )
     rm "$out"/kernel/*.deb
     /sbin/depmod -b "$out/kernel" "$(version)"
     touch "$out/kernel/done"

@@ -4,10 +4,13 @@ import json
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -37,6 +40,28 @@ def wait_for(what: str, timeout: float, condition, every: float = 0.2):
             return result
         time.sleep(every)
     raise BoardError(f"{what}: not within {timeout:.0f} s")
+
+
+@dataclass
+class Picture:
+    """Red, green and blue, row by row."""
+
+    width: int
+    height: int
+    pixels: bytes
+
+    def at(self, x: int, y: int) -> bytes:
+        start = 3 * (y * self.width + x)
+        return self.pixels[start : start + 3]
+
+    def write_png(self, path: Path) -> None:
+        row = 3 * self.width
+        rows = b"".join(b"\0" + self.pixels[y * row : (y + 1) * row] for y in range(self.height))
+        header = struct.pack(">IIBBBBB", self.width, self.height, 8, 2, 0, 0, 0)
+        with open(path, "wb") as file:
+            file.write(b"\x89PNG\r\n\x1a\n")
+            for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b"")):
+                file.write(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)))
 
 
 class Machine:
@@ -69,13 +94,15 @@ class Machine:
         kernel = next((self.made / "kernel" / "boot").glob("vmlinuz-*"))
         self.qemu = subprocess.Popen(
             ["qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a72", "-accel", "tcg,thread=single", "-icount", CLOCK,
-             "-rtc", "clock=vm", "-smp", "2", "-m", "1024", "-display", "none", "-no-reboot", "-kernel", kernel, "-initrd", self.made / "initrd.img",
+             "-rtc", "clock=vm", "-smp", "2", "-m", "1024", "-display", "none",
+             "-no-reboot", "-kernel", kernel, "-initrd", self.made / "initrd.img",
              "-append", "console=ttyAMA0 loglevel=5 net.ifnames=0 fbcon=map:9 vt.global_cursor_default=0 "
              "systemd.show_status=0 systemd.log_target=kmsg",
              "-blockdev", f"driver=nbd,node-name=root,server.type=unix,server.path={disk_socket}",
              "-device", "virtio-blk-pci,drive=root,write-cache=on",
              "-device", "virtio-gpu-pci,xres=800,yres=480", "-device", "virtio-rng-pci",
-             "-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self.ssh_port}-:22", "-device", "virtio-net-pci,netdev=net",
+             "-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{self.ssh_port}-:22",
+             "-device", "virtio-net-pci,netdev=net",
              "-serial", f"file:{self.log()}", "-monitor", "none", "-qmp", f"unix:{control},server=on,wait=off"],
             stdin=subprocess.DEVNULL)
 
@@ -94,12 +121,23 @@ class Machine:
                 if "error" in answer:
                     raise BoardError(f"QEMU's monitor, {name}: {answer['error']['desc']}")
 
-    def screenshot(self, path: Path) -> None:
-        self.control("screendump", filename=str(path), format="png")
+    def screenshot(self, path: Path) -> Picture:
+        """What the board's screen shows, kept as a PNG too."""
+        raw = self.folder / "screen.ppm"
+        self.control("screendump", filename=str(raw))
+        magic, size, white, pixels = raw.read_bytes().split(b"\n", 3)
+        raw.unlink()
+        width, height = map(int, size.split())
+        if (magic, white) != (b"P6", b"255") or len(pixels) != 3 * width * height:
+            raise BoardError("QEMU's screendump is no PPM")
+        picture = Picture(width, height, pixels)
+        picture.write_png(path)
+        return picture
 
     def ssh_command(self) -> list[str]:
         return ["ssh", "-q", "-i", str(self.made / "key"), "-p", str(self.ssh_port), "-o", "StrictHostKeyChecking=no",
-                "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=20", "-o", "BatchMode=yes", "root@127.0.0.1"]
+                "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=20", "-o", "BatchMode=yes",
+                "root@127.0.0.1"]
 
     def begin(self, command: str) -> subprocess.Popen:
         """Starts a command on the board."""
@@ -118,8 +156,10 @@ class Machine:
             raise BoardError(f"on the board, {command}: status {done.returncode}: {text}")
         return text
 
-    def put(self, path: Path, to: str) -> None:
-        self.run(f"cat > '{to}.new' && mv '{to}.new' '{to}' && sync -f '{to}'", data=path.read_bytes())
+    def put_folder(self, folder: Path, to: str) -> None:
+        """A copy of the folder's files, flushed to the disk."""
+        packed = subprocess.run(["tar", "-C", folder, "-cz", "."], stdout=subprocess.PIPE, check=True).stdout
+        self.run(f"mkdir -p {to} && tar -C {to} -xz --no-same-owner && sync -f {to}", data=packed, timeout=600)
 
     def wait_up(self, timeout: float = 300) -> float:
         """Waits until the board can be reached; seconds that took."""
@@ -167,10 +207,12 @@ class Machine:
         try:
             fsck = shutil.which("e2fsck") or "/sbin/e2fsck"
             # Replaying the journal alone, nothing is repaired.
-            replay = subprocess.run([fsck, "-E", "journal_only", "-y", copy], capture_output=True, text=True, check=False)
+            replay = subprocess.run([fsck, "-E", "journal_only", "-y", copy], capture_output=True, text=True,
+                                    check=False)
             look = subprocess.run([fsck, "-fn", copy], capture_output=True, text=True, check=False)
             if look.returncode:
-                raise BoardError(f"the file system is damaged after the replay of its journal: {look.stdout}{look.stderr}")
+                raise BoardError("the file system is damaged after the replay of its journal: "
+                                 f"{look.stdout}{look.stderr}")
             return replay.stdout.strip().replace("\n", "; ")
         finally:
             copy.unlink()

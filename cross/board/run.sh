@@ -11,6 +11,7 @@ Usage: cross/board/run.sh [OPTIONS]
   --deb FILE        the arm64 package [default: the newest in target/dist or target/debian]
   --cellgate FILE   this machine's binary, which fits models and makes bundles
                     [default: target/release/cellgate, target/debug/cellgate]
+  --provision FILE  the script that makes a station of a board [default: deploy/provision.sh]
   --quick           one round of cells, an update and two power cuts, in a few minutes
   --cuts N          power cuts [default: 10, with --quick 2]
   --seed N          of their moments and of what the disk loses [default: 1]
@@ -29,11 +30,12 @@ fail() {
     exit 1
 }
 
-deb='' cellgate='' checks=()
+deb='' cellgate='' provision=deploy/provision.sh checks=()
 while [ $# -gt 0 ]; do
     case $1 in
     --deb) deb=${2:?--deb needs a file} && shift ;;
     --cellgate) cellgate=${2:?--cellgate needs a file} && shift ;;
+    --provision) provision=${2:?--provision needs a file} && shift ;;
     --quick) checks+=(--cuts 2 --cells 13 --no-faults) ;;
     --cuts | --seed) checks+=("$1" "${2:?$1 needs a number}") && shift ;;
     --keep-going) checks+=(--keep-going) ;;
@@ -67,13 +69,16 @@ newest() {
 [ -e "$deb" ] || fail "no arm64 package '$deb': make one, or say --deb"
 [ -n "$cellgate" ] || cellgate=$(newest target/release/cellgate target/debug/cellgate)
 [ -x "$cellgate" ] || fail "no program '$cellgate': cargo build --release, or say --cellgate"
+[ -r "$provision" ] || fail "no script '$provision', say --provision"
 
 made=target/board
 mkdir -p "$made/run"
+exec 9>"$made/lock"
+flock -n 9 || fail "another run uses $made"
 cross/board/image.sh "$made"
 
 # Whatever happens, nothing is left running: board.py ends what it started, and is ended itself.
-python3 cross/board/board.py --made "$made" --deb "$deb" --cellgate "$cellgate" "${checks[@]}" \
+python3 cross/board/board.py --made "$made" --deb "$deb" --provision "$provision" --cellgate "$cellgate" "${checks[@]}" \
     > >(tee "$made/run/summary.txt") &
 driver=$!
 trap 'kill "$driver" 2>/dev/null || true; wait "$driver" || true' EXIT
