@@ -198,7 +198,6 @@ class Board:
 
     def faults(self) -> None:
         """The camera's faults, by the controls of its driver: no PASS that is none, and the station goes on."""
-        found = {}
         for name, control in (("damaged buffers", "inject_v4l2_buf_flag_error"),
                               ("fatal error", "inject_fatal_streaming_error"), ("unplugged", "disconnect")):
             since = self.listener.mark()
@@ -207,21 +206,20 @@ class Board:
                 self.machine.run(f"v4l2-ctl -d /dev/video0 -c {control}=1", check=False)
             if name == "unplugged":
                 # The driver plugs itself in again when nobody has any of its devices open.
-                self.machine.run("systemctl stop board-line; sleep 3; systemctl restart board-camera board-line",
-                                 timeout=120)
+                self.machine.run("systemctl stop board-line; sleep 3; systemctl start board-line", timeout=120)
             verdicts = self.listener.wait_for_verdicts(3, 300, since, lambda v: v["outcome"] != "INVALID")
             for verdict in verdicts:
                 self.right(verdict)
             if self.machine.run("systemctl show cellgate -p NRestarts --value") != restarts:
                 raise BoardError(f"{name}: the station was restarted")
-            found[name] = {"judged_again": len(verdicts), "invalid": count_reasons(self.listener.verdicts(since))}
-        self.note("camera faults", **found)
+            self.note(f"camera, {name}", judged_again=len(verdicts),
+                      invalid=count_reasons(self.listener.verdicts(since)))
 
     def power_cuts(self, count: int, duration: float, seed: int) -> None:
         """Cuts the power during an update, at moments that are spread over it, every second time at the very instant in
         which a verdict is heard."""
         coin = random.Random(seed)
-        cuts = []
+        cuts = self.results["power cuts"] = []
         for number in range(count):
             before, version = self.version, self.next_version()
             highest = self.sequence()["highest"]
@@ -257,7 +255,6 @@ class Board:
                          "heard_before": heard, "verdicts_during": heard - highest,
                          "came_again": sequence["came_again"]})
             print(f"cut {number + 1}: {json.dumps(cuts[-1])} {journal}", flush=True)
-        self.results["power cuts"] = {"count": count, "cuts": cuts}
 
 
 def main() -> int:

@@ -9,7 +9,6 @@ mkdir -p "$out"
 out=$(cd "$out" && pwd)
 
 suite=bookworm
-mirror=http://deb.debian.org/debian
 packages=systemd-sysv,udev,kmod,openssh-server,iproute2,v4l-utils,procps,e2fsprogs,adduser
 megabytes=1200
 
@@ -56,7 +55,7 @@ initrd() {
     [ ! -e "$out/initrd.img" ] || return 0
     local tree=$out/initrd file
     rm -rf "$tree"
-    mkdir -p "$tree"/{bin,dev,proc,sys,root,modules}
+    mkdir -p "$tree"/{bin,dev,proc,sys,sysroot,modules}
     cp "$out/kernel/bin/busybox" "$tree/bin/"
     module_files virtio_pci virtio_blk ext4 | while IFS= read -r file; do
         cp "$file" "$tree/modules/"
@@ -71,8 +70,7 @@ initrd() {
 root_folder() {
     local root=$1 file
     mkdir -p "$out/debs"
-    debootstrap --foreign --arch=arm64 --variant=minbase --cache-dir="$out/debs" --include="$packages" \
-        "$suite" "$root" "$mirror"
+    debootstrap --foreign --arch=arm64 --variant=minbase --cache-dir="$out/debs" --include="$packages" "$suite" "$root"
     # In a container debootstrap makes it a link to the machine's own.
     rm -f "$root/proc" && mkdir -p "$root/proc"
     while IFS= read -r file; do
@@ -109,7 +107,7 @@ base() {
         root_image "$root"
     else
         export -f root_folder root_image version module_files fail
-        export here out suite mirror packages megabytes
+        export here out suite packages megabytes
         fakeroot bash -euo pipefail -c "root_folder '$root' && root_image '$root'" >"$out/root.log" 2>&1 ||
             fail "the root could not be made, see $out/root.log"
     fi
