@@ -25,6 +25,9 @@ export root magic mask
 
 coproc unshare --user --mount --pid --fork --kill-child bash -euo pipefail -c 'inside "$@"' inside "$@" >&2
 pid=$COPROC_PID
+# The namespace's first process takes all others with it.
+trap 'pkill -KILL -P "$pid" || true' EXIT
+trap 'exit 1' INT TERM
 for _ in {1..50}; do
     [ "$(readlink "/proc/$pid/ns/user")" = "$(readlink /proc/self/ns/user)" ] || break
     sleep 0.1
