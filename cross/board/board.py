@@ -267,7 +267,6 @@ def main() -> int:
     parser.add_argument("--cells", type=int, default=26)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--no-faults", action="store_true")
-    parser.add_argument("--keep-going", action="store_true")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     folder = args.made / "run"
@@ -297,8 +296,6 @@ def main() -> int:
             board.faults()
         board.power_cuts(args.cuts, duration, args.seed)
         board.note("sequence", **board.sequence())
-        if args.keep_going:
-            input(f"the board runs: {' '.join(machine.ssh_command())}; Enter ends it ")
         board.note("end", **machine.shut_down())
         machine.check_disk()
     except (BoardError, RuntimeError, OSError) as error:

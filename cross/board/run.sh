@@ -15,7 +15,6 @@ Usage: cross/board/run.sh [OPTIONS]
   --quick           one round of cells, an update and two power cuts, in a few minutes
   --cuts N          power cuts [default: 10, with --quick 2]
   --seed N          of their moments and of what the disk loses [default: 1]
-  --keep-going      let the board run after the checks, until Enter is pressed
   --help            this text
 
 Needs Debian's qemu-system-arm, debootstrap, e2fsprogs, kmod, cpio, openssh-client, mosquitto, mosquitto-clients and
@@ -38,7 +37,6 @@ while [ $# -gt 0 ]; do
     --provision) provision=${2:?--provision needs a file} && shift ;;
     --quick) checks+=(--cuts 2 --cells 13 --no-faults) ;;
     --cuts | --seed) checks+=("$1" "${2:?$1 needs a number}") && shift ;;
-    --keep-going) checks+=(--keep-going) ;;
     --help | -h) usage && exit ;;
     *) fail "unknown option $1, see --help" ;;
     esac
