@@ -100,17 +100,21 @@ fn a_running_station_takes_a_new_model_and_goes_back_without_a_missing_cell() {
     }
     done(folder, "calibrate m0.cgm unseen --overkill 0.05 -o m1.cgm");
     done(folder, "calibrate m0.cgm unseen --overkill 0.1 -o m2.cgm");
+    // It rejects nearly every cell.
+    let fitted = Model::open(&folder.join("m0.cgm")).unwrap();
+    let calibration = fitted.header().calibration.as_ref().unwrap();
+    fitted.write_calibrated(&folder.join("m3.cgm"), calibration.moved_to(0.5 * calibration.quantiles[0])).unwrap();
     done(folder, "bundle keygen anna");
     done(folder, "bundle keys anna.pub --threshold 1 -o keys.cgk");
     done(folder, "bundle sign keys.cgk --key anna.key");
     done(folder, "update install keys.cgk --trust");
-    for number in 1..=2 {
+    for number in 1..=3 {
         let made = format!("m{number}.cgm --number {number} --golden golden -o v{number}.cgb --group pilot");
         done(folder, &format!("bundle create {made}"));
         done(folder, &format!("bundle sign v{number}.cgb --key anna.key"));
     }
-    let [m0, m1, m2] =
-        [0, 1, 2].map(|number| Model::open(&folder.join(format!("m{number}.cgm"))).unwrap().id().to_string());
+    let [m0, m1, m2, m3] =
+        [0, 1, 2, 3].map(|number| Model::open(&folder.join(format!("m{number}.cgm"))).unwrap().id().to_string());
     let config = format!(
         "[model]\npath = \"m0.cgm\"\nthreads = 1\n[outbox]\npath = \"outbox\"\nverdicts = 16384\n\
          [operations]\nmetrics = \"off\"\n[camera]\nkind = \"synthetic\"\nsize = 180\nseed = 3\n\
@@ -169,7 +173,19 @@ fn a_running_station_takes_a_new_model_and_goes_back_without_a_missing_cell() {
     line.until_report("the way back", |report| report.number == 1);
     line.more_cells(10);
 
+    // A model that rejects what the one before passed is taken back by itself, and never taken again.
+    let before = line.refused;
+    assert!(done(folder, "update install v3.cgb").contains("version 3 is in force"));
+    let taken_back = |report: &Report| report.rolled_back.as_ref().is_some_and(|back| back.number == 3);
+    line.until_report("the model before, by itself", |report| report.number == 1 && taken_back(report));
+    let back = line.reports.last().unwrap().rolled_back.as_ref().unwrap();
+    assert!(back.why.contains("rejected"), "{back:?}");
+    assert!(line.refused - before >= 25, "it was taken back for what it rejected: {}", line.refused - before);
+    let again = cellgate(folder, "update install v3.cgb").output().unwrap();
+    assert!(!again.status.success(), "{again:?}");
+    line.more_cells(10);
+
     let mut order = line.models.clone();
     order.dedup();
-    assert_eq!(order, [&m0, &m1, &m2, &m1].map(String::as_str), "each verdict names its model");
+    assert_eq!(order, [&m0, &m1, &m2, &m1, &m3, &m1].map(String::as_str), "each verdict names its model");
 }
