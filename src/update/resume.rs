@@ -47,6 +47,21 @@ fn attempt(slots: &mut Slots<Fake>, version: u64, sent: &[u8], breaks_after: usi
     (from, done)
 }
 
+/// A download that breaks off twice or more on its way, up to the proof.
+pub(super) fn fetch_in_pieces(slots: &mut Slots<Fake>, version: u64, sent: &[u8]) -> Result<(), UpdateError> {
+    let piece = sent.len() / 3 + 1;
+    let mut done = Ok(());
+    for _ in 0..4 {
+        let open = |have: u64| Ok(Line { bytes: &sent[have as usize..], breaks_after: piece });
+        let fetched = slots.fetch(&wanted(version, sent), open, &station(), NOW);
+        done = fetched.and_then(|manifest| slots.settle(&manifest, NOW, |_, _| Ok(())));
+        if !matches!(done, Err(UpdateError::Interrupted { .. })) {
+            break;
+        }
+    }
+    done
+}
+
 #[test]
 fn a_line_that_breaks_every_few_bytes_gets_there_all_the_same() {
     let bytes = bundle(1).bytes();
