@@ -24,7 +24,7 @@ const SMALL: [&str; 9] = ["--size", "64", "--grid", "16", "-k", "16", "--shrinka
 fn figures_and_page_of_a_small_set() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("cells");
-    cells(&data, "90");
+    cells(&data, "60");
     let page = dir.path().join("page.html");
     let mut args = vec!["eval", "--data", data.to_str().unwrap(), "--json", "--report", page.to_str().unwrap()];
     args.extend(SMALL);
@@ -68,7 +68,7 @@ fn mistakes(html: &str, title: &str) -> u64 {
 fn the_mistakes_shown_are_those_counted_with_types_apart_too() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("cells");
-    cells(&data, "90");
+    cells(&data, "60");
     // Two types, in place of kinds of defect, which good cells have not.
     let path = data.join("labels.csv");
     let rows = std::fs::read_to_string(&path).unwrap();
@@ -163,7 +163,7 @@ fn data_that_cannot_be_evaluated_is_named() {
 fn other_systems_answer_the_same_questions() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("cells");
-    cells(&data, "90");
+    cells(&data, "60");
     let page = dir.path().join("page.html");
     for (method, more) in
         [("svd", vec![]), ("autoencoder-otsu", vec!["--epochs", "2"]), ("resnet50", vec!["--epochs", "1"])]

@@ -180,10 +180,12 @@ proptest! {
         let mut got = vec![0.0; grid * grid];
         mahalanobis(&packed.view(), embedder.project(&pyramid), &mut got);
         // Against the very numbers that are stored, and against those before they were rounded to halves.
-        for (statistics, limit) in [(&packed, 1e-4), (&exact, if half { 1e-2 } else { 1e-4 })] {
+        // Where large terms nearly cancel, what they lost as halves does not shrink with their sum.
+        for (statistics, limit, least) in [(&packed, 1e-4, 0.0), (&exact, if half { 1e-2 } else { 1e-4 }, 0.05)] {
             let want = mahalanobis_dense(&statistics.view(), &embedding);
+            let largest = want.iter().copied().fold(0.0, f64::max);
             for (got, want) in got.iter().zip(want) {
-                let error = (f64::from(*got) - want).abs() / want;
+                let error = (f64::from(*got) - want).abs() / want.max(least * largest);
                 prop_assert!(error < limit, "{isa} {precision:?}: {got} for {want}");
             }
         }
