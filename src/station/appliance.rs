@@ -96,14 +96,14 @@ impl Appliance {
     /// What cannot be used at all: model, backbone, calibration, outbox, GPIO lines, a camera that refuses its settings.
     pub fn start(config: &Config) -> Result<Self, StartError> {
         realtime::prepare_process(&config.operations);
-        let (path, updates) = start::in_force(config)?;
+        let (model, updates) = start::in_force(config)?;
         // The threads that share a cell's work are made here: they get cores and priority from the one that makes them.
-        let (model, workers, inspector) = std::thread::scope(|scope| {
+        let (workers, inspector) = std::thread::scope(|scope| {
             let made = scope.spawn(|| {
                 realtime::prepare_thread(&config.operations);
-                let (model, workers) = (start::open(&path)?, start::workers(config));
+                let workers = start::workers(config);
                 let inspector = start::inspector_for(config, &model, &workers)?;
-                Ok((model, workers, inspector))
+                Ok((workers, inspector))
             });
             made.join().unwrap_or_else(|_| Err(StartError::Threads(std::io::Error::other("making the judge failed"))))
         })?;

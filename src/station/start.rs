@@ -78,11 +78,30 @@ pub enum StartError {
     Threads(#[from] std::io::Error),
 }
 
-/// The model that is in force, and the state folder that says so; no folder where the station takes no updates.
+/// The model that is in force, and the state folder that says so; no folder where the station takes no updates. A model that
+/// this cellgate cannot read gives way to the one before it.
 ///
 /// # Errors
-/// If there is no model, or the folder cannot be used.
-pub fn in_force(config: &Config) -> Result<(PathBuf, Option<Slots<Folder>>), StartError> {
+/// If there is no model that can be read, or the folder cannot be used.
+pub fn in_force(config: &Config) -> Result<(Arc<Model>, Option<Slots<Folder>>), StartError> {
+    let (mut path, mut slots) = file_in_force(config)?;
+    loop {
+        let error = match open(&path) {
+            Ok(model) => return Ok((model, slots)),
+            Err(error) => error,
+        };
+        let Some(slots) = slots.as_mut().filter(|slots| slots.record().active.is_some() && slots.can_go_back()) else {
+            return Err(error);
+        };
+        log::error!("updates: the model in force cannot be used: {error}");
+        slots.rollback(&format!("it cannot be used: {error}"))?;
+        let before = slots.record().in_force().map(|(slot, _)| slots.disk().path(slot.model()));
+        path = before.unwrap_or_else(|| config.model.path.clone());
+    }
+}
+
+/// The file of the model in force, whole.
+fn file_in_force(config: &Config) -> Result<(PathBuf, Option<Slots<Folder>>), StartError> {
     let (update, factory) = (&config.update, &config.model.path);
     if !update.is_on() {
         return Ok((factory.clone(), None));
@@ -197,4 +216,38 @@ pub fn judge(config: &Config, mut inspector: Inspector, camera: &dyn Camera) -> 
     let days = u64::from(config.model.max_age_days);
     let max_age = (days > 0).then(|| Duration::from_secs(days * 86_400));
     Ok(Inspection::new(inspector, sensor, config.station.refuse_duplicates, max_age))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::update::agent::UpdateConfig;
+    use crate::update::fake;
+    use crate::update::slots::Phase;
+
+    #[test]
+    fn a_model_that_this_cellgate_cannot_read_gives_way_to_the_one_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let (state, factory) = (folder.path().join("state"), folder.path().join("factory.cgm"));
+        let mut slots = Slots::set_up(Folder::new(&state).unwrap(), fake::keys()).unwrap();
+        // Whole and signed, and no model.
+        let bytes = fake::bundle(1).bytes();
+        slots.install(&mut &bytes[..], &fake::station(), fake::NOW, |_, _| Ok(())).unwrap();
+        slots.activate().unwrap();
+        slots.confirm().unwrap();
+        drop(slots);
+        let mut config = Config::default();
+        config.update = UpdateConfig { state: state.clone(), ..UpdateConfig::default() };
+        let left = |config: &Config| {
+            let said = in_force(config).unwrap_err().to_string();
+            (said, Slots::look(&Folder::new(&state).unwrap()).unwrap())
+        };
+        let (said, record) = left(&config);
+        assert!(said.contains("a.cgm") && record.active.is_some(), "there is nothing to go back to: {said}");
+        config.model.path = factory;
+        let (said, record) = left(&config);
+        assert!(said.contains("factory.cgm"), "the model of the configuration is tried: {said}");
+        assert!(record.active.is_none() && record.phase == Phase::Good, "{record:?}");
+        assert!(record.last.contains("it cannot be used"), "{}", record.last);
+    }
 }

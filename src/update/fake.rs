@@ -10,7 +10,7 @@ use super::bundle::{
 use super::disk::Disk;
 
 pub(super) const DAY: u64 = 86_400_000;
-pub(super) const NOW: u64 = 20_000 * DAY;
+pub(crate) const NOW: u64 = 20_000 * DAY;
 
 /// A file's content: what was written, and what would be there after a power cut.
 #[derive(Clone, Debug, Default)]
@@ -200,11 +200,11 @@ pub(super) fn key_set(version: u64, threshold: u8, keys: &[u8], signers: &[u8]) 
 }
 
 /// The keys of all tests: 1, 2 and 3, of which two must sign.
-pub(super) fn keys() -> KeySet {
+pub(crate) fn keys() -> KeySet {
     key_set(1, 2, &[1, 2, 3], &[1, 2]).0
 }
 
-pub(super) fn station() -> Station {
+pub(crate) fn station() -> Station {
     Station {
         line: "line1".into(),
         station: "el-07".into(),
@@ -220,13 +220,13 @@ pub(super) fn model(version: u64) -> Vec<u8> {
 }
 
 /// A bundle in the making.
-pub(super) struct Made {
+pub(crate) struct Made {
     pub(super) manifest: Manifest,
     pub(super) parts: Vec<Part>,
     pub(super) signers: Vec<u8>,
 }
 
-pub(super) fn bundle(version: u64) -> Made {
+pub(crate) fn bundle(version: u64) -> Made {
     let targets = Targets { lines: vec!["line1".into()], minimum_software: Software([0, 1, 0]), ..Targets::default() };
     let manifest = Manifest {
         product: "cellgate".into(),
@@ -264,7 +264,7 @@ impl Made {
         Ok((envelope, body))
     }
 
-    pub(super) fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let (envelope, body) = self.envelope().unwrap();
         [envelope.to_bytes().unwrap(), body].concat()
     }

@@ -22,7 +22,7 @@ pub mod slots;
 #[cfg(test)]
 mod attacks;
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 #[cfg(test)]
 mod power;
 #[cfg(test)]
