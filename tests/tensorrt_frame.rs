@@ -1,5 +1,5 @@
-//! A cell on a device with its network in TensorRT, whole, on doubles of the driver and of TensorRT: the CPU's verdict, and the CPU where
-//! the engine is missing or another's.
+//! A cell on a device with its network in TensorRT, whole, on doubles of the driver and of TensorRT: the CPU's verdict, and
+//! the CPU where the engine is missing or another's.
 #![cfg(all(feature = "tensorrt", target_os = "linux"))]
 
 mod common;

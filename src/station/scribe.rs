@@ -57,7 +57,8 @@ pub struct Scribe {
 }
 
 impl Scribe {
-    /// `about` is what payloads say of the model, unless a saying knows better; a PASS is of no use to a wire later than `takt` after the exposure.
+    /// `about` is what payloads say of the model, unless a saying knows better; a PASS is of no use to a wire later than
+    /// `takt` after the exposure.
     #[must_use]
     pub fn new(
         ledger: Box<dyn Ledger>,
