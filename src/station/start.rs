@@ -236,8 +236,8 @@ mod tests {
         slots.activate().unwrap();
         slots.confirm().unwrap();
         drop(slots);
-        let mut config = Config::default();
-        config.update = UpdateConfig { state: state.clone(), ..UpdateConfig::default() };
+        let update = UpdateConfig { state: state.clone(), ..UpdateConfig::default() };
+        let mut config = Config { update, ..Config::default() };
         let left = |config: &Config| {
             let said = in_force(config).unwrap_err().to_string();
             (said, Slots::look(&Folder::new(&state).unwrap()).unwrap())
