@@ -44,7 +44,7 @@ impl Errand {
     }
 }
 
-/// See the [module](self).
+/// The folder by which a running station is told what to do.
 #[derive(Clone, Debug)]
 pub struct Inbox {
     folder: PathBuf,

@@ -61,7 +61,7 @@ struct Attempts {
     why: String,
 }
 
-/// See the [module](self).
+/// Which offer is followed, and when.
 #[derive(Debug)]
 pub struct Plan {
     line: String,

@@ -41,7 +41,7 @@ impl fmt::Display for Hash {
     }
 }
 
-/// A text is no hash as [`Hash`] displays it.
+/// A text is no hash as [`struct@Hash`] displays it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("a hash must have 64 hexadecimal digits, in lower case")]
 pub struct NoHash;
