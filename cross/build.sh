@@ -62,8 +62,8 @@ highest_glibc() {
 # Debian 11 has the glibc of JetPack 5: its loader and libraries, unpacked, stand in for it.
 debian11() {
     local folder=$PWD/target/debian11-arm64 options package
-    if [ ! -e "$folder/root/lib/aarch64-linux-gnu/libc.so.6" ]; then
-        mkdir -p "$folder"/{lists,cache/archives}/partial "$folder/root"
+    if [ ! -e "$folder/system/lib/aarch64-linux-gnu/libc.so.6" ]; then
+        mkdir -p "$folder"/{lists,cache/archives}/partial "$folder/system"
         printf 'deb [arch=arm64] %s bullseye main\n' "$(debian_mirror)" >"$folder/sources.list"
         options=(-qq -o "Dir::Etc::sourcelist=$folder/sources.list" -o Dir::Etc::sourceparts=/dev/null
             -o "Dir::State::lists=$folder/lists" -o Dir::State::status=/dev/null -o "Dir::Cache=$folder/cache"
@@ -71,10 +71,10 @@ debian11() {
         apt-get "${options[@]}" update >&2
         (cd "$folder" && apt-get "${options[@]}" download libc6 libgcc-s1 >&2)
         for package in "$folder"/*.deb; do
-            dpkg-deb --extract "$package" "$folder/root"
+            dpkg-deb --extract "$package" "$folder/system"
         done
     fi
-    printf '%s/root\n' "$folder"
+    printf '%s/system\n' "$folder"
 }
 
 # The command that starts an aarch64 program here.

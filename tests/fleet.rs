@@ -15,26 +15,19 @@ use std::time::Duration;
 use broker::{Broker, Plc, wait_for};
 use cellgate::clock::Date;
 use cellgate::update::bundle::Hash;
-use cellgate::update::message::{Offer, Report, State};
+use cellgate::update::message::{Offer, Report};
 use fleet::{command, done, refused, write_bundle, write_keys};
 use rumqttc::QoS;
 
 fn report(number: u64, group: &str) -> Report {
     Report {
-        state: State::Good,
         number,
         model: Hash::of(&[number as u8]).to_string(),
-        file: None,
         groups: vec![group.into()],
-        offered: None,
-        bundle: None,
-        progress: None,
-        shadow: None,
-        refused: vec![],
-        rolled_back: None,
         last: format!("version {number} is good"),
         software: "0.1.0".into(),
         time: Date::now(),
+        ..Report::default()
     }
 }
 

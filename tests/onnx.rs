@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
@@ -79,14 +80,38 @@ fn forward(network: &ResNet18, image: &[f64]) -> Vec<(usize, Vec<f64>)> {
     stages
 }
 
-#[test]
-fn the_export_passes_the_checker_and_runs_in_onnxruntime() {
-    let name = "the_export_passes_the_checker_and_runs_in_onnxruntime";
+/// The Python that has onnxruntime; none: the test of this name is skipped.
+fn python(test: &str) -> Option<String> {
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
     let usable = Command::new(&python).args(["-c", "import numpy, onnx, onnxruntime"]).output();
-    if !usable.is_ok_and(|output| output.status.success()) {
-        return common::skip(name, "python3 -m pip install numpy onnx onnxruntime (or name an interpreter in PYTHON)");
+    if usable.is_ok_and(|output| output.status.success()) {
+        return Some(python);
     }
+    common::skip(test, "python3 -m pip install numpy onnx onnxruntime (or name an interpreter in PYTHON)");
+    None
+}
+
+fn write(folder: &Path, name: &str, values: &[f32]) -> PathBuf {
+    let path = folder.join(name);
+    std::fs::write(&path, values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
+    path
+}
+
+/// A network passes onnx's checker and gives in onnxruntime what is expected, each output within `tolerance` of its largest
+/// number.
+fn check(python: &str, onnx: &[u8], input: &Path, tolerance: &str, expected: &[PathBuf]) {
+    let model = input.with_extension("onnx");
+    std::fs::write(&model, onnx).unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python/check_onnx.py");
+    let output =
+        Command::new(python).arg(script).arg(&model).arg(input).arg(tolerance).args(expected).output().unwrap();
+    println!("{}", String::from_utf8_lossy(&output.stdout));
+    assert!(output.status.success(), "within {tolerance}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn the_export_passes_the_checker_and_runs_in_onnxruntime() {
+    let Some(python) = python("the_export_passes_the_checker_and_runs_in_onnxruntime") else { return };
     let folder = tempfile::tempdir().unwrap();
     let network = ResNet18::embedded().unwrap();
     // A smooth image with an edge, in the range of a normalised one.
@@ -96,11 +121,7 @@ fn the_export_passes_the_checker_and_runs_in_onnxruntime() {
             (x * 0.37).sin() + (y * 0.21).cos() + if x > y { 0.5 } else { -0.5 }
         })
         .collect();
-    let write = |name: &str, values: &[f32]| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
-        path
-    };
+    let write = |name: &str, values: &[f32]| write(folder.path(), name, values);
     let input = write("image.f32", &image);
     let stages = forward(&network, &image.iter().map(|&v| f64::from(v)).collect::<Vec<_>>());
     let expected: Vec<_> = (stages.iter().enumerate())
@@ -112,30 +133,16 @@ fn the_export_passes_the_checker_and_runs_in_onnxruntime() {
         .collect();
     // FP16 keeps 11 bits; twenty convolutions in a row lose some of them.
     for (precision, tolerance) in [(Precision::F32, "1e-5"), (Precision::F16, "1e-2")] {
-        let model = folder.path().join(format!("{precision:?}.onnx"));
-        std::fs::write(&model, export_onnx(&network, SIZE, precision).unwrap()).unwrap();
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python/check_onnx.py");
-        let output =
-            Command::new(&python).arg(script).arg(&model).arg(&input).arg(tolerance).args(&expected).output().unwrap();
-        println!("{}", String::from_utf8_lossy(&output.stdout));
-        assert!(output.status.success(), "{precision:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let onnx = export_onnx(&network, SIZE, precision).unwrap();
+        check(&python, &onnx, &input, tolerance, &expected);
     }
 }
 
 #[test]
 fn the_exported_features_are_in_onnxruntime_what_the_cpu_engine_projects() {
-    let name = "the_exported_features_are_in_onnxruntime_what_the_cpu_engine_projects";
-    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
-    let usable = Command::new(&python).args(["-c", "import numpy, onnx, onnxruntime"]).output();
-    if !usable.is_ok_and(|output| output.status.success()) {
-        return common::skip(name, "python3 -m pip install numpy onnx onnxruntime (or name an interpreter in PYTHON)");
-    }
+    let Some(python) = python("the_exported_features_are_in_onnxruntime_what_the_cpu_engine_projects") else { return };
     let folder = tempfile::tempdir().unwrap();
-    let write = |name: &str, values: &[f32]| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
-        path
-    };
+    let write = |name: &str, values: &[f32]| write(folder.path(), name, values);
     let network = ResNet18::embedded().unwrap();
     let image = common::maps::image(SIZE);
     let input = write("image.f32", &image);
@@ -152,31 +159,17 @@ fn the_exported_features_are_in_onnxruntime_what_the_cpu_engine_projects() {
         let expected: Vec<_> = maps.iter().enumerate().map(|(s, map)| write(&format!("map{s}.f32"), map)).collect();
         // The CPU engine's Winograd costs some digits; FP16 keeps 11 bits, in 21 convolutions one after the other.
         for (precision, tolerance) in [(Precision::F32, "1e-3"), (Precision::F16, "2e-3")] {
-            let model = folder.path().join(format!("{precision:?}.onnx"));
-            std::fs::write(&model, export_features(&network, &projection, SIZE, precision).unwrap()).unwrap();
-            let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python/check_onnx.py");
-            let mut command = Command::new(&python);
-            let output = command.arg(script).arg(&model).arg(&input).arg(tolerance).args(&expected).output().unwrap();
-            println!("{}", String::from_utf8_lossy(&output.stdout));
-            assert!(output.status.success(), "{precision:?}: {}", String::from_utf8_lossy(&output.stderr));
+            let onnx = export_features(&network, &projection, SIZE, precision).unwrap();
+            check(&python, &onnx, &input, tolerance, &expected);
         }
     }
 }
 
 #[test]
 fn an_exported_classifier_says_in_onnxruntime_what_ours_says() {
-    let name = "an_exported_classifier_says_in_onnxruntime_what_ours_says";
-    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
-    let usable = Command::new(&python).args(["-c", "import numpy, onnx, onnxruntime"]).output();
-    if !usable.is_ok_and(|output| output.status.success()) {
-        return common::skip(name, "python3 -m pip install numpy onnx onnxruntime (or name an interpreter in PYTHON)");
-    }
+    let Some(python) = python("an_exported_classifier_says_in_onnxruntime_what_ours_says") else { return };
     let folder = tempfile::tempdir().unwrap();
-    let write = |name: &str, values: &[f32]| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
-        path
-    };
+    let write = |name: &str, values: &[f32]| write(folder.path(), name, values);
     for planes in [1, 2] {
         let net = Network::new(planes, 3, 11).unwrap().fold();
         let image: Vec<f32> =
@@ -189,13 +182,7 @@ fn an_exported_classifier_says_in_onnxruntime_what_ours_says() {
         let input = write("image.f32", &image);
         let expected = [write("logits.f32", &logits), write("probabilities.f32", &probabilities)];
         for (precision, tolerance) in [(Precision::F32, "1e-3"), (Precision::F16, "2e-2")] {
-            let model = folder.path().join(format!("{planes}{precision:?}.onnx"));
-            std::fs::write(&model, export_classifier(&net, precision).unwrap()).unwrap();
-            let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python/check_onnx.py");
-            let mut command = Command::new(&python);
-            let output = command.arg(script).arg(&model).arg(&input).arg(tolerance).args(&expected).output().unwrap();
-            println!("{}", String::from_utf8_lossy(&output.stdout));
-            assert!(output.status.success(), "{precision:?}: {}", String::from_utf8_lossy(&output.stderr));
+            check(&python, &export_classifier(&net, precision).unwrap(), &input, tolerance, &expected);
         }
     }
 }

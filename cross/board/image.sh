@@ -68,7 +68,7 @@ initrd() {
 }
 
 root_folder() {
-    local root=$1 file
+    local root=$1 home=$1/root file
     mkdir -p "$out/debs"
     debootstrap --foreign --arch=arm64 --variant=minbase --cache-dir="$out/debs" --include="$packages" "$suite" "$root"
     # In a container debootstrap makes it a link to the machine's own.
@@ -78,9 +78,9 @@ root_folder() {
     done < <(module_files virtio_net virtio_gpu virtio_rng vivid)
     cp "$out"/kernel/lib/modules/*/modules.{order,builtin,builtin.modinfo} "$root/usr/lib/modules/$(version)/"
     /sbin/depmod -b "$root/usr" "$(version)"
-    cp -r "$here"/guest/root/. "$root/"
-    install -D -m 600 "$out/key.pub" "$root/root/.ssh/authorized_keys"
-    chmod 700 "$root/root/.ssh"
+    cp -r "$here"/guest/overlay/. "$root/"
+    install -D -m 600 "$out/key.pub" "$home/.ssh/authorized_keys"
+    chmod 700 "$home/.ssh"
     printf 'board\n' >"$root/etc/hostname"
     install -m 755 "$here/guest/setup" "$root/setup"
 }

@@ -218,7 +218,7 @@ mod tests {
     use crate::clock::Moment;
     use crate::fleet::view::Status;
     use crate::update::bundle::{Software, Targets};
-    use crate::update::message::{CHUNK_BYTES, Refused, Report, State};
+    use crate::update::message::{CHUNK_BYTES, Refused, Report};
 
     fn checked(targets: Targets, base: Option<Hash>) -> Checked {
         let manifest = Manifest {
@@ -238,20 +238,11 @@ mod tests {
     fn every_reason_not_to_take_a_bundle_that_a_report_shows_is_told() {
         let name = Name { line: "l1".into(), station: "el-1".into() };
         let report = Report {
-            state: State::Good,
             number: 7,
-            model: String::new(),
             file: Some(Hash::of(b"7")),
             groups: vec!["pilot".into()],
-            offered: None,
-            bundle: None,
-            progress: None,
-            shadow: None,
-            refused: vec![],
-            rolled_back: None,
-            last: String::new(),
             software: "0.1.0".into(),
-            time: Date::default(),
+            ..Report::default()
         };
         let online = Status { state: "online".into(), ..Status::default() };
         let station = Station { status: Some(online), report: Some(report), heard: Moment::default() };

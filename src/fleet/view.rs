@@ -263,20 +263,12 @@ mod tests {
 
     fn report() -> Report {
         Report {
-            state: State::Good,
             number: 7,
             model: "ab".repeat(32),
-            file: None,
             groups: vec!["pilot".into()],
-            offered: None,
-            bundle: None,
-            progress: None,
-            shadow: None,
-            refused: vec![],
-            rolled_back: None,
-            last: String::new(),
             software: "0.1.0".into(),
             time: Date::from_millis(5_000),
+            ..Report::default()
         }
     }
 

@@ -214,8 +214,8 @@ pub struct Shadow {
     pub largest: f32,
 }
 
-/// How a station does with its updates.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// How a station does with its updates. At first nothing is under way, and nothing is known of the model.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Where it is.
     pub state: State,

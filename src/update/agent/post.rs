@@ -33,22 +33,7 @@ pub(super) const WINDOW: usize = 4;
 
 impl Post {
     pub(super) fn new(link: Option<Link>, plan: Plan, groups: Vec<String>, stop: Arc<AtomicBool>) -> Self {
-        let report = Report {
-            state: State::Good,
-            number: 0,
-            model: String::new(),
-            file: None,
-            groups: groups.clone(),
-            offered: None,
-            bundle: None,
-            progress: None,
-            shadow: None,
-            refused: Vec::new(),
-            rolled_back: None,
-            last: String::new(),
-            software: env!("CARGO_PKG_VERSION").into(),
-            time: Date::default(),
-        };
+        let report = Report { groups: groups.clone(), software: env!("CARGO_PKG_VERSION").into(), ..Report::default() };
         Self { link, plan, groups, report, said: None, stop, chunks: Vec::new(), gained: 0 }
     }
 
