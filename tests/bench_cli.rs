@@ -24,8 +24,8 @@ fn layers_are_counted_and_stop_at_the_last_stage() {
 }
 
 #[test]
-fn a_model_is_timed_with_two_cells_in_flight() {
-    let timed = json(&["--size", "64", "--runs", "6", "--threads", "2", "--streams", "2"]);
+fn a_model_is_timed_with_two_cells_in_flight_and_a_sensor_to_be_corrected() {
+    let timed = json(&["--size", "64", "--runs", "6", "--threads", "2", "--streams", "2", "--correct"]);
     assert_eq!((&timed["streams"], &timed["cells"]), (&2.into(), &6.into()));
     for part in ["preprocess", "backbone", "projection", "distance", "heatmap", "all"] {
         let ms = &timed["ms"][part];

@@ -12,17 +12,21 @@ use cellgate::frame::Frame;
 use cellgate::gaussian::{Factors, Precision, Statistics};
 use cellgate::model::Model;
 use cellgate::pipeline::Inspector;
-use cellgate::preprocess::{Placement, PreprocessConfig};
+use cellgate::preprocess::{Placement, PreprocessConfig, Refusal};
 use cellgate::simd::Isa;
 use cellgate::synth::{DefectKind, Generator, SynthConfig};
 use cellgate::verdict::{Invalid, Outcome, Verdict};
 use cellgate::workers::Workers;
 
 mod common;
+#[path = "cuda/elpv.rs"]
+mod elpv;
 #[path = "cuda/fake.rs"]
 mod fake;
 #[path = "cuda/network.rs"]
 mod network;
+#[path = "cuda/sensor.rs"]
+mod sensor;
 
 use fake::Turn;
 use network::HostNetwork;
@@ -49,7 +53,8 @@ impl Bed {
 
     fn of(folder: tempfile::TempDir, model: Arc<Model>) -> Self {
         let (network, alone) = (ResNet18::embedded().unwrap(), Arc::new(Workers::new(1)));
-        let backbone = CpuBackbone::new(&network, 64, Isa::detect(), alone).unwrap();
+        let size = model.header().settings.size as usize;
+        let backbone = CpuBackbone::new(&network, size, Isa::detect(), alone).unwrap();
         Self { _folder: folder, model, backbone }
     }
 
@@ -110,7 +115,13 @@ fn frames() -> Vec<Frame> {
 fn assert_like(got: &Verdict, want: &Verdict, what: &str) {
     assert_eq!(std::mem::discriminant(&got.outcome), std::mem::discriminant(&want.outcome), "{what}: {got:?}");
     if let (Outcome::Invalid(got), Outcome::Invalid(want)) = (&got.outcome, &want.outcome) {
-        assert_eq!(got, want, "{what}");
+        match (got, want) {
+            // As below, the sum is taken in another order.
+            (Invalid::Frame(Refusal::Dim { mean: a, .. }), Invalid::Frame(Refusal::Dim { mean: b, .. })) => {
+                assert!((a - b).abs() <= 1e-5 * b, "{what}: {a} for {b}");
+            }
+            _ => assert_eq!(got, want, "{what}"),
+        }
     }
     let (Some(a), Some(b)) = (got.distances, want.distances) else {
         return assert!(got.distances.is_none() && want.distances.is_none(), "{what}");
@@ -181,8 +192,16 @@ fn cells_of_a_model_of_whole_frames_are_measured_as_the_cpus() {
     let Some(turn) = fake::turn("cells_of_a_model_of_whole_frames_are_measured_as_the_cpus") else { return };
     let bed = Bed::of_whole_frames();
     let (mut cpu, mut device) = (bed.inspector(), bed.on_device(&turn).unwrap());
-    for (index, frame) in frames().iter().enumerate() {
+    let mut frames = frames();
+    // Of any size, larger ones than the buffers were made for at first not among them.
+    let generator = Generator::new(SynthConfig { size: 300, white: 4095, ..SynthConfig::default() }, 3).unwrap();
+    let large = generator.cell(1).frame;
+    let narrow = (0..300).flat_map(|y| large.row(y)[40..117].to_vec()).collect();
+    frames.extend([Frame::from_pixels(77, 300, 4095, narrow), large, frames[0].clone()]);
+    for (index, frame) in frames.iter().enumerate() {
         assert_like(&device.inspect(frame), &cpu.inspect(frame), &format!("frame {index}"));
+        let worst = cpu.image().iter().zip(device.image()).map(|(b, a)| (a - b).abs()).fold(0.0, f32::max);
+        assert_eq!(worst, 0.0, "frame {index}: the image is another");
     }
     assert!(device.device().is_some(), "went to the CPU");
 }
@@ -262,7 +281,7 @@ fn whatever_call_fails_for_a_cell_makes_it_invalid_and_the_next_is_the_cpus() {
     turn.fail(0, 0);
     device.inspect(frame);
     let all = turn.calls();
-    assert_eq!(all, 3, "calls for a cell");
+    assert_eq!(all, 4, "calls for a cell");
     drop(device);
     for at in 1..=all {
         let mut device = bed.on_device(&turn).unwrap();
@@ -321,18 +340,20 @@ fn other_statistics_take_effect_between_two_cells_and_wrong_ones_change_nothing(
     let other = Statistics::new(16, 24, statistics.mean(), statistics.factors(), &doubled).unwrap();
     inspector.device().unwrap().replace_statistics(&other).unwrap();
     assert_eq!(inspector.inspect(frame).distances.unwrap().max, 2.0 * before.max);
-    // Whatever fails on the way back leaves what is in force.
+    // Whatever fails on the way back leaves what is in force. (A graph that cannot be destroyed is no failure.)
     let mut at = 0;
     loop {
         at += 1;
         turn.fail(at, 2);
         let replaced = inspector.device().unwrap().replace_statistics(&statistics);
+        let failed = turn.calls() >= at;
         turn.fail(0, 0);
         let want = if replaced.is_ok() { before.max } else { 2.0 * before.max };
         assert_eq!(inspector.inspect(frame).distances.unwrap().max, want, "call {at}");
-        if replaced.is_ok() {
+        if !failed {
             break;
         }
+        inspector.device().unwrap().replace_statistics(&other).unwrap();
     }
     assert!(at > 20, "replaced after {at} calls");
     inspector.device().unwrap().replace_statistics(&statistics).unwrap();

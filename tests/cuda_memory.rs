@@ -7,9 +7,12 @@ use std::sync::Arc;
 
 use cellgate::backbone::ResNet18;
 use cellgate::backbone::cpu::CpuBackbone;
+use cellgate::camera::Format;
 use cellgate::cuda::Device;
+use cellgate::frame::Frame;
 use cellgate::model::Model;
 use cellgate::pipeline::Inspector;
+use cellgate::preprocess::sensor::{Calibration, Correction, Recorder};
 use cellgate::simd::Isa;
 use cellgate::synth::{Generator, SynthConfig};
 use cellgate::verdict::Outcome;
@@ -35,11 +38,23 @@ fn a_cell_on_a_device_allocates_nothing() {
     inspector.use_device(&Device::open().unwrap(), on_stream).unwrap();
     let generator = Generator::new(SynthConfig { size: 180, ..SynthConfig::default() }, 3).unwrap();
     let frames: Vec<_> = (0..6).map(|index| generator.cell(1000 + index).frame).collect();
+    let format = Format::of(&frames[0]);
+    let mut dark = Recorder::new(format);
+    (0..4).for_each(|_| dark.add(&Frame::new(format.width, format.height, format.white)).unwrap());
+    let calibration = Calibration::from_dark(&dark, "", "").unwrap();
+    let sensor = Arc::new(Correction::new(&calibration, format).unwrap());
+    inspector.use_sensor(&sensor).unwrap();
+    let mut raw = inspector.frame(format);
     inspector.inspect(&frames[0]);
     for (index, frame) in frames.iter().cycle().take(60).enumerate() {
         let before = counting::allocations();
         let verdict = inspector.inspect(frame);
         assert_eq!(counting::allocations() - before, 0, "cell {index}");
+        assert!(!matches!(verdict.outcome, Outcome::Invalid(_)), "{verdict:?}");
+        raw.pixels_mut().copy_from_slice(frame.pixels());
+        let before = counting::allocations();
+        let verdict = inspector.inspect_raw(&mut raw, &sensor).unwrap();
+        assert_eq!(counting::allocations() - before, 0, "cell {index}, corrected");
         assert!(!matches!(verdict.outcome, Outcome::Invalid(_)), "{verdict:?}");
     }
     assert!(inspector.device().is_some(), "went to the CPU");

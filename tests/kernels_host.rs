@@ -7,16 +7,11 @@ mod kernels;
 
 use std::process::Command;
 
-use cellgate::backbone::{INPUT_MEAN, INPUT_STD, STAGE_CHANNELS};
-use cellgate::camera::Format;
-use cellgate::frame::Frame;
+use cellgate::backbone::STAGE_CHANNELS;
 use cellgate::gaussian::Precision;
 use cellgate::gaussian::distance::{mahalanobis, mahalanobis_dense};
 use cellgate::gaussian::factors::position_stride;
 use cellgate::heatmap::{Analyser, MAX_REGIONS};
-use cellgate::preprocess::sensor::{Calibration, Correction, Recorder};
-use cellgate::preprocess::{PreprocessConfig, Preprocessor};
-use cellgate::synth::{Generator, SynthConfig};
 use half::f16;
 use kernels::cell::{Cell, bits, in_every_order, shared_bytes, uniform};
 use kernels::{Kernels, Memory, Shape};
@@ -33,6 +28,9 @@ macro_rules! kernels_or_skip {
         }
     };
 }
+
+#[path = "kernels/frames.rs"]
+mod frames;
 
 #[test]
 fn a_missing_barrier_a_divergent_one_and_a_copy_not_waited_for_show() {
@@ -251,126 +249,6 @@ fn regions_are_exactly_the_cpus() {
             assert_eq!(got[..want_words.len()], want_words, "side {side}, level {level}");
         }
     }
-}
-
-#[test]
-fn a_sensor_is_corrected_to_the_last_bit() {
-    let kernels = kernels_or_skip!("a_sensor_is_corrected_to_the_last_bit");
-    for (white, side) in [(255u16, 37), (4095, 64), (65535, 101)] {
-        let format = Format { width: side, height: side, white };
-        let mut rng = ChaCha8Rng::seed_from_u64(side as u64);
-        // Dark frames with a pattern, and some hot pixels, of which a few are neighbours.
-        let level = |at: usize| if at % 211 < 2 { f32::from(white) * 0.5 } else { f32::from(white) * 0.02 };
-        let mut dark = Recorder::new(format);
-        for _ in 0..64 {
-            let pixels = (0..side * side).map(|at| (level(at) * (0.9 + 0.2 * uniform(&mut rng))) as u16).collect();
-            dark.add(&Frame::from_pixels(side, side, white, pixels)).unwrap();
-        }
-        let calibration = Calibration::from_dark(&dark, "", "").unwrap();
-        let correction = Correction::new(&calibration, format).unwrap();
-        let tables = correction.tables();
-        assert!(!tables.bad.is_empty());
-        let raw: Vec<u16> = (0..side * side).map(|_| (uniform(&mut rng) * 1.05 * f32::from(white)) as u16).collect();
-        let mut want = Frame::from_pixels(side, side, white, raw.clone());
-        correction.apply(&mut want).unwrap();
-
-        let words = tables.neighbours.iter().flat_map(|(n, at)| std::iter::once(u32::from(*n)).chain(*at));
-        let mut neighbours = Memory::of(&words.collect::<Vec<_>>());
-        let (mut dark, mut gain, mut bad) = (Memory::of(tables.dark), Memory::of(tables.gain), Memory::of(tables.bad));
-        let (dark, gain, bad_pixels) = (dark.pointer(), gain.pointer(), bad.pointer());
-        let (near, count, bads) = (neighbours.pointer(), raw.len() as i32, tables.bad.len() as i32);
-        let (white, places) = (i32::from(white), tables.places as i32);
-        let got = in_every_order(|order| {
-            let mut frame = Memory::of(&raw);
-            let pixels = frame.pointer();
-            let shape = Shape::of(raw.len().div_ceil(4), 256);
-            // SAFETY: the kernels' arguments, and as many pixels and bad ones as they are told.
-            unsafe {
-                let arguments = arguments![pixels, dark, gain, pixels, count, white, places];
-                kernels.launch("correct_pixels", shape, order, arguments).unwrap();
-                let shape = Shape::of(tables.bad.len(), 64);
-                kernels.launch("correct_bad", shape, order, arguments![pixels, bad_pixels, near, bads]).unwrap();
-            }
-            frame.values()
-        });
-        assert_eq!(got, want.pixels());
-    }
-}
-
-#[test]
-fn a_frame_is_straightened_and_normalised_to_the_last_bit() {
-    let kernels = kernels_or_skip!("a_frame_is_straightened_and_normalised_to_the_last_bit");
-    for (frame_side, white, size, jitter) in [(720, 255, 256, 1.0), (300, 4095, 224, 2.0), (180, 65535, 64, 1.0)] {
-        let config = SynthConfig { size: frame_side, white, pose_jitter: jitter, ..SynthConfig::default() };
-        let frame = Generator::new(config, 4).unwrap().cell(2).frame;
-        let mut want = vec![0.0; size * size];
-        let mut preprocessor = Preprocessor::new(PreprocessConfig::default(), size, frame_side, frame_side).unwrap();
-        let placement = preprocessor.run(&frame, &mut want).unwrap();
-        let corner = |i: usize| placement.quad[i % 4];
-        let side = |i: usize| (corner(i)[0] - corner(i + 1)[0]).hypot(corner(i)[1] - corner(i + 1)[1]);
-        let scale = (0..4).map(side).sum::<f64>() / 4.0 / size as f64;
-        let taps = (scale / 1.5).ceil() as i32;
-        let (factor, shift) = (1.0 / (f32::from(white) * INPUT_STD), INPUT_MEAN / INPUT_STD);
-        let (side, length) = (frame_side as u32, size as i32);
-        let shape = Shape { grid: [size.div_ceil(256) as u32, size as u32, 1], block: [32, 8, 1], shared: 0 };
-        let mut pixels = Memory::of(frame.pixels());
-        // The frame lies in the picture, or reaches beyond it on every side.
-        let outside = [1.3, 0.0, -90.0, 0.0, 1.3, -90.0, 0.0, 0.0, 1.0];
-        for (inside, homography) in [(true, placement.homography), (false, outside)] {
-            // As the kernel's `Placed` lies in memory.
-            let words = homography.into_iter().flat_map(|h| [h.to_bits() as u32, (h.to_bits() >> 32) as u32]);
-            let rest = [side, side, taps as u32, factor.to_bits(), shift.to_bits(), 0];
-            let mut placed = Memory::of(&words.chain(rest).collect::<Vec<u32>>());
-            let (pixels, placed) = (pixels.pointer(), placed.pointer());
-            let run = |order| {
-                let (mut image, mut input) = (Memory::<f32>::new(size * size), Memory::<f16>::new(size * size));
-                let (float, half) = (image.pointer(), input.pointer());
-                // SAFETY: the kernel's arguments, a frame of width × height and images of size².
-                unsafe {
-                    kernels.launch("rectify_image", shape, order, arguments![pixels, placed, float, half, length])
-                }
-                .unwrap();
-                (bits(&image.values()), input.values())
-            };
-            let (image, input) = in_every_order(run);
-            let normalised: Vec<f32> = image.iter().map(|&g| f32::from_bits(g) * factor - shift).collect();
-            if inside {
-                assert_eq!(bits(&normalised), bits(&want), "{frame_side} → {size}");
-            }
-            assert!(normalised.iter().all(|g| g.is_finite()));
-            assert_eq!(input, normalised.iter().map(|&g| f16::from_f32(g)).collect::<Vec<_>>());
-        }
-    }
-}
-
-#[test]
-fn brightness_and_sharpness_are_those_of_the_gates() {
-    let kernels = kernels_or_skip!("brightness_and_sharpness_are_those_of_the_gates");
-    let measures = |image: &[f32], size: i32| {
-        let got = in_every_order(|order| {
-            let (mut image, mut out) = (Memory::of(image), Memory::<f32>::new(2));
-            let (source, target) = (image.pointer(), out.pointer());
-            let arguments = arguments![source, size, target];
-            // SAFETY: the kernel's arguments, and an image of size².
-            unsafe { kernels.launch("measure_image", Shape::of(1024, 1024), order, arguments) }.unwrap();
-            bits(&out.values())
-        });
-        [f32::from_bits(got[0]), f32::from_bits(got[1])]
-    };
-    for size in [64, 256] {
-        let config = SynthConfig { size: 400, white: 4095, ..SynthConfig::default() };
-        let frame = Generator::new(config, 8).unwrap().cell(1).frame;
-        let mut image = vec![0.0; size * size];
-        let mut preprocessor = Preprocessor::new(PreprocessConfig::default(), size, 400, 400).unwrap();
-        let placement = preprocessor.run(&frame, &mut image).unwrap();
-        // Back to the frame's own units.
-        image.iter_mut().for_each(|g| *g = (*g * INPUT_STD + INPUT_MEAN) * 4095.0);
-        let [mean, sharpness] = measures(&image, size as i32);
-        for (got, want) in [(mean / 4095.0, placement.brightness), (sharpness, placement.sharpness)] {
-            assert!((got - want).abs() <= 1e-5 * want, "{size}: {got} for {want}");
-        }
-    }
-    assert_eq!(measures(&[0.0; 64 * 64], 64), [0.0, 0.0]);
 }
 
 #[test]

@@ -67,7 +67,7 @@ fn a_calibration_for_another_camera_judges_nothing() {
         dark.add(&Frame::from_pixels(64, 64, 255, pixels)).unwrap();
     }
     let correction = Correction::new(&Calibration::from_dark(&dark, "test", "").unwrap(), other).unwrap();
-    let mut judge = Inspection::new(inspector(&model), Some(correction), true, None);
+    let mut judge = Inspection::new(inspector(&model), Some(Arc::new(correction)), true, None);
     let cell = Generator::new(SynthConfig { size: 180, ..SynthConfig::default() }, 3).unwrap().cell(7).frame;
     assert_eq!(words(&mut judge, &[&cell]), ["internal"]);
 }

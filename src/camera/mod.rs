@@ -41,7 +41,13 @@ impl Shot {
     /// If `white` is 0.
     #[must_use]
     pub fn new(width: usize, height: usize, white: u16) -> Self {
-        Self { frame: Frame::new(width, height, white), sequence: 0, taken: Moment::default() }
+        Self::over(Frame::new(width, height, white))
+    }
+
+    /// One whose pixels lie where this frame's do.
+    #[must_use]
+    pub fn over(frame: Frame) -> Self {
+        Self { frame, sequence: 0, taken: Moment::default() }
     }
 
     /// Gives the frame this format, if it has another.
@@ -88,6 +94,11 @@ pub trait Camera: Send {
     /// # Errors
     /// Why there is none. Only [`CameraError::End`] is final.
     fn next(&mut self, shot: &mut Shot, patience: Duration) -> Result<(), CameraError>;
+
+    /// Has those cameras that exchange a shot's frame for one of their own make those by `make`. At start.
+    fn furnish(&mut self, make: &dyn Fn() -> Frame) {
+        let _ = make;
+    }
 
     /// One line that tells people which camera this is.
     fn describe(&self) -> String;

@@ -109,6 +109,13 @@ impl Picker {
         Self { config, state: State::Dark { kept: 0 }, dark_level: None, dark, candidate, last: None, hidden: 0 }
     }
 
+    /// Keeps frames that `make` has made.
+    pub fn furnish(&mut self, make: &dyn Fn() -> Frame) {
+        self.dark = [make(), make()];
+        self.candidate.frame = make();
+        self.reset();
+    }
+
     /// Forgets everything: the stream was interrupted.
     pub fn reset(&mut self) {
         (self.state, self.dark_level, self.last) = (State::Dark { kept: 0 }, None, None);
@@ -275,6 +282,11 @@ impl Camera for Pulsed {
             shot.sequence = sequence;
             return Ok(());
         }
+    }
+
+    fn furnish(&mut self, make: &dyn Fn() -> Frame) {
+        self.picker.furnish(make);
+        self.camera.furnish(make);
     }
 
     fn on_demand(&self) -> bool {

@@ -178,6 +178,10 @@ impl Camera for Synthetic {
         Ok(())
     }
 
+    fn furnish(&mut self, make: &dyn Fn() -> Frame) {
+        self.cell.frame = make();
+    }
+
     fn on_demand(&self) -> bool {
         self.pace.on_demand()
     }

@@ -3,13 +3,17 @@
 use std::sync::Arc;
 
 use super::device::{Device, Kernel, arguments};
-use super::entry::{CellInput, Entry, ONE_BLOCK, Start, Straightened, THREADS};
+use super::entry::{CellInput, Entry, Made, ONE_BLOCK, Start, THREADS};
 use super::room::Room;
+use super::sensor::Sensor;
 use super::statistics::DeviceStatistics;
 use super::stream::{Event, Graph, Stream};
 use super::{CudaError, DeviceNetwork};
+use crate::frame::Frame;
 use crate::gaussian::Statistics;
 use crate::heatmap::{Regions, Scores};
+use crate::preprocess::Placement;
+use crate::preprocess::sensor::Correction;
 
 /// What a graph is made for.
 #[derive(Clone, Copy, Debug)]
@@ -38,7 +42,7 @@ pub struct Findings {
 }
 
 /// The steps of a cell on the device, in order; [`CellGraph::time`] tells them apart.
-pub const STEPS: [&str; 5] = ["image", "network", "distance", "heatmap", "copy out"];
+pub const STEPS: [&str; 6] = ["frame", "image", "network", "distance", "heatmap", "copy out"];
 
 /// A device, a network and statistics, ready for cells.
 pub struct CellGraph {
@@ -83,7 +87,7 @@ impl CellGraph {
             stream: Stream::new(device)?,
         };
         // Outside of the capture at first: what is set up lazily is there then, and what fails says so itself.
-        this.put(&mut |_, _| Ok(()))?;
+        this.put(true, &mut |_, _| Ok(()))?;
         this.stream.wait("running the way of a cell for the first time")?;
         this.capture()?;
         Ok(this)
@@ -91,11 +95,18 @@ impl CellGraph {
 
     fn capture(&mut self) -> Result<(), CudaError> {
         self.graph = None;
+        self.memory.entry.capture(&self.stream)?;
         self.stream.begin_capture()?;
-        let put = self.put(&mut |_, _| Ok(()));
+        let put = self.put(false, &mut |_, _| Ok(()));
         // Even after an error: a stream that is left in its capture can do nothing else.
         self.graph = Some(self.stream.end_capture(put)?);
         Ok(())
+    }
+
+    /// The device that it runs on.
+    #[must_use]
+    pub fn device(&self) -> &Arc<Device> {
+        self.stream.device()
     }
 
     /// The device and the network, in words.
@@ -110,21 +121,48 @@ impl CellGraph {
         self.statistics.bytes() + self.memory.bytes() + self.network.device_memory()
     }
 
-    /// Measures a cell. Allocates nothing unless it fails.
+    /// Lets the device correct this sensor's frames from now on, in the place of any other sensor's. What was in force stays so
+    /// after an error.
+    ///
+    /// # Errors
+    /// If there is no memory, or a call fails.
+    pub fn use_sensor(&mut self, sensor: &Arc<Correction>) -> Result<(), CudaError> {
+        let device = Arc::clone(self.stream.device());
+        device.enter()?;
+        let sensor = Arc::new(Sensor::new(&device, sensor)?);
+        let start = self.memory.entry.start();
+        let start = Start { side: start.side.max(sensor.side()), ..start };
+        self.replace_entry(&device, start, Some(sensor))
+    }
+
+    /// Corrects a frame in place; false, and nothing done, if it is not for the [sensor in use](Self::use_sensor) or lies where
+    /// the device does not see it ([`Device::frame`]). Allocates nothing unless it fails.
+    ///
+    /// # Errors
+    /// If a call fails, or the device left the frame as it was. Nothing is known of its pixels then, and the device should be
+    /// given up.
+    pub fn correct(&mut self, frame: &mut Frame, sensor: &Arc<Correction>) -> Result<bool, CudaError> {
+        self.stream.device().enter()?;
+        self.memory.entry.correct(&self.stream, frame, sensor)
+    }
+
+    /// Measures the cell that lies there in a frame. Allocates nothing unless it fails.
     ///
     /// # Errors
     /// If a call fails, or the device left results unwritten. Nothing is known of the cell then, and the device should be
     /// given up.
     ///
     /// # Panics
-    /// If the cell comes in otherwise than [`CellSettings::start`] says.
-    pub fn run(&mut self, input: CellInput<'_>) -> Result<Findings, CudaError> {
+    /// If the frame is larger than there is [room](Self::make_room) for, or not the one that was corrected.
+    pub fn run(&mut self, input: CellInput<'_>, placement: &Placement) -> Result<Findings, CudaError> {
         self.stream.device().enter()?;
-        self.memory.prepare(input);
-        let Some(graph) = &self.graph else { unreachable!("captured by `new`") };
-        self.stream.launch(graph)?;
-        self.stream.wait("measuring a cell")?;
-        self.memory.findings()
+        self.memory.prepare();
+        let Self { graph: Some(graph), memory, stream, .. } = self else { unreachable!("captured by `new`") };
+        let taken = memory.entry.take(stream, input, placement);
+        let done = taken.and_then(|()| stream.launch(graph)).and_then(|()| stream.wait("measuring a cell"));
+        memory.entry.let_go();
+        done?;
+        memory.findings()
     }
 
     /// The heatmap of the last cell, smoothed: grid² distances.
@@ -133,26 +171,36 @@ impl CellGraph {
         self.memory.heatmap.values()
     }
 
-    /// What the device made of the last cell's frame; none if the CPU makes the images.
+    /// What the device made of the last cell's frame.
     ///
     /// # Errors
     /// If the device left it unwritten.
-    pub fn straightened(&self) -> Result<Option<Straightened<'_>>, CudaError> {
-        self.memory.entry.straightened()
+    pub fn made(&self) -> Result<Made<'_>, CudaError> {
+        self.memory.entry.made()
     }
 
-    /// Makes room for frames of so many pixels, if there is less: by new memory, and a graph that knows it.
+    /// Makes room for frames of this side, if there is less: by new memory, and a graph that knows it.
     ///
     /// # Errors
     /// If there is no room; all stays as it was then.
-    pub fn make_room(&mut self, pixels: usize) -> Result<(), CudaError> {
-        match self.memory.entry.start() {
-            Start::Frame { pixels: room } if room < pixels => {}
-            _ => return Ok(()),
+    pub fn make_room(&mut self, side: usize) -> Result<(), CudaError> {
+        let start = self.memory.entry.start();
+        if side <= start.side {
+            return Ok(());
         }
         let device = Arc::clone(self.stream.device());
         device.enter()?;
-        let entry = Entry::new(&device, Start::Frame { pixels }, self.memory.size)?;
+        let sensor = self.memory.entry.sensor().cloned();
+        self.replace_entry(&device, Start { side, ..start }, sensor)
+    }
+
+    fn replace_entry(
+        &mut self,
+        device: &Arc<Device>,
+        start: Start,
+        sensor: Option<Arc<Sensor>>,
+    ) -> Result<(), CudaError> {
+        let entry = Entry::new(device, start, self.memory.size, sensor)?;
         let (old, old_graph) = (std::mem::replace(&mut self.memory.entry, entry), self.graph.take());
         let captured = self.capture();
         if captured.is_err() {
@@ -161,7 +209,7 @@ impl CellGraph {
         captured
     }
 
-    /// Milliseconds that each of [`STEPS`] takes with the last image, outside of the graph, in each of `runs` runs.
+    /// Milliseconds that each of [`STEPS`] takes with the last frame, outside of the graph, in each of `runs` runs.
     ///
     /// # Errors
     /// If a call fails.
@@ -172,7 +220,7 @@ impl CellGraph {
         let mut all = Vec::with_capacity(runs);
         for _ in 0..runs {
             events[0].record(&self.stream)?;
-            self.put(&mut |step, stream| events[step + 1].record(stream))?;
+            self.put(true, &mut |step, stream| events[step + 1].record(stream))?;
             self.stream.wait("timing the steps of a cell")?;
             let mut times = [0.0; STEPS.len()];
             for (step, time) in times.iter_mut().enumerate() {
@@ -208,8 +256,13 @@ impl CellGraph {
 }
 
 impl CellGraph {
-    /// Puts the way of a cell on the stream, step by step; `done` is told after each.
-    fn put(&mut self, done: &mut dyn FnMut(usize, &Stream) -> Result<(), CudaError>) -> Result<(), CudaError> {
+    /// Puts the way of a cell on the stream, step by step, with that of the frame to the device or without; `done` is told after
+    /// each.
+    fn put(
+        &mut self,
+        with_frame: bool,
+        done: &mut dyn FnMut(usize, &Stream) -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
         let Self { network, statistics, kernels, memory, stream, .. } = self;
         let (device, handle) = (stream.device(), stream.handle());
         let positions = memory.grid * memory.grid;
@@ -219,15 +272,18 @@ impl CellGraph {
         // SAFETY: each kernel gets its own arguments, and buffers that `Room::new` made of the sizes that it names, which
         // live as long as this; whoever drops it waits for the stream first.
         unsafe {
-            let input = memory.input.address();
-            memory.entry.put(stream, memory.size, input)?;
-            done(0, stream)?;
-            network.enqueue(input, &memory.outputs, handle)?;
+            if with_frame {
+                memory.entry.put_frame(stream)?;
+                done(0, stream)?;
+            }
+            memory.entry.put(stream, memory.size, &memory.input)?;
             done(1, stream)?;
+            network.enqueue(memory.input.address(), &memory.outputs, handle)?;
+            done(2, stream)?;
             let (distances, blurred, window) =
                 (memory.distances.address(), memory.blurred.address(), memory.window.address());
             statistics.measure(stream, &memory.maps(), distances)?;
-            done(2, stream)?;
+            done(3, stream)?;
             let radius = memory.radius() as i32;
             if radius > 0 {
                 let arguments = arguments![distances, blurred, window, radius, side];
@@ -240,10 +296,10 @@ impl CellGraph {
             let (level, scratch) = (memory.level, memory.scratch.address());
             let arguments = arguments![distances, level, side, scratch, regions];
             kernels.regions.launch(device, handle, [1, 1], one, arguments)?;
-            done(3, stream)?;
+            done(4, stream)?;
             memory.distances.download(stream, &mut memory.heatmap)?;
             memory.entry.put_back(stream)?;
-            done(4, stream)
+            done(5, stream)
         }
     }
 }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use super::CudaError;
 use super::driver::{Driver, Handle, NOT_FOUND};
+use super::memory::Mapped;
+use crate::frame::Frame;
 
 /// What PTX for `compute_80` runs on.
 const OLDEST: (i32, i32) = (8, 0);
@@ -133,6 +135,23 @@ impl Device {
         Ok((free, total))
     }
 
+    /// A black frame that the device reads and writes where it lies, in mapped memory of the host.
+    ///
+    /// # Errors
+    /// If there is no such memory.
+    ///
+    /// # Panics
+    /// If `white` is 0.
+    pub fn frame(self: &Arc<Self>, width: usize, height: usize, white: u16) -> Result<Frame, CudaError> {
+        let pixels = Mapped::<u16>::new(self, "a frame", width * height)?;
+        Ok(Frame::lent(Box::new(pixels), width, height, white))
+    }
+
+    /// Whether the other's memory is this one's: both hold the device's one primary context.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.context == other.context
+    }
+
     /// Bytes of shared memory that a block may ask for.
     pub(super) fn max_shared(&self) -> usize {
         self.max_shared
@@ -213,6 +232,8 @@ pub(super) struct Kernel {
 
 // SAFETY: functions of a module may be used from any thread; whoever holds one holds the device.
 unsafe impl Send for Kernel {}
+// SAFETY: as above; launching one changes nothing of it.
+unsafe impl Sync for Kernel {}
 
 impl Kernel {
     /// Puts a launch on a stream.

@@ -2,12 +2,13 @@
 
 use std::ffi::c_void;
 use std::marker::PhantomData;
-use std::ptr::null_mut;
+use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 
 use super::driver::OUT_OF_MEMORY;
 use super::stream::Stream;
 use super::{CudaError, Device};
+use crate::frame::{Frame, PixelMemory};
 
 /// CU_MEMHOSTALLOC_DEVICEMAP; not write-combined, since the CPU reads it too.
 const DEVICE_MAP: u32 = 2;
@@ -37,14 +38,23 @@ impl<T: bytemuck::NoUninit> Buffer<T> {
 
     /// These values.
     pub(super) fn of(device: &Arc<Device>, what: &str, values: &[T]) -> Result<Self, CudaError> {
-        let buffer = Self::new(device, what, values.len())?;
+        let mut buffer = Self::new(device, what, values.len())?;
+        buffer.write(what, values)?;
+        Ok(buffer)
+    }
+
+    /// Puts these values there, as many as it has. Nothing may be on its way on the device that reads or writes them.
+    pub(super) fn write(&mut self, what: &str, values: &[T]) -> Result<(), CudaError> {
+        assert_eq!(self.len, values.len(), "as many values");
         // SAFETY: as many bytes as were allocated; the call returns when they are there.
         let status = unsafe {
-            let upload = device.driver.calls.upload;
-            upload(buffer.address, values.as_ptr().cast(), size_of_val(values))
+            let upload = self.device.driver.calls.upload;
+            upload(self.address, values.as_ptr().cast(), size_of_val(values))
         };
-        device.check("cuMemcpyHtoD", &format!("copying {what} to the device"), status)?;
-        Ok(buffer)
+        match status {
+            0 => Ok(()),
+            _ => self.device.check("cuMemcpyHtoD", &format!("copying {what} to the device"), status),
+        }
     }
 
     /// Puts a copy of it to host memory of the same length on the stream.
@@ -116,6 +126,8 @@ pub(super) struct Mapped<T> {
 
 // SAFETY: it owns its memory, which is plain numbers.
 unsafe impl<T: Send> Send for Mapped<T> {}
+// SAFETY: as above; a shared one is only read.
+unsafe impl<T: Sync> Sync for Mapped<T> {}
 
 impl<T: bytemuck::Pod> Mapped<T> {
     /// `len` zeros (at least one).
@@ -155,6 +167,24 @@ impl<T: bytemuck::Pod> Mapped<T> {
         // SAFETY: as above, and nobody else has them.
         unsafe { std::slice::from_raw_parts_mut(self.host, self.len) }
     }
+}
+
+// SAFETY: pages that the driver has locked stay where they are, and were zeros at first. The device writes them only while
+// `CellGraph::correct` holds the frame to be written, and reads them only while it is held to be read.
+unsafe impl PixelMemory for Mapped<u16> {
+    fn start(&self) -> NonNull<u16> {
+        NonNull::new(self.host).unwrap_or(NonNull::dangling())
+    }
+
+    fn len(&self) -> usize {
+        if self.host.is_null() { 0 } else { self.len }
+    }
+}
+
+/// Where `device` sees the pixels of a frame that lies in memory which it sees.
+pub(super) fn address_of(frame: &Frame, device: &Device) -> Option<u64> {
+    let memory = frame.memory::<Mapped<u16>>()?;
+    memory.device.is_same(device).then_some(memory.address)
 }
 
 impl<T> Drop for Mapped<T> {

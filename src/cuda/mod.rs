@@ -1,15 +1,17 @@
 //! The way of a cell on an NVIDIA device: the kernels of `kernels/` and a network, as one CUDA graph.
 //!
 //! ```text
-//!  frame, place ─► straighten ─► network ─► up to four maps ─► sum, −μ, ‖U·‖ ─► smooth ─► scores, regions, heatmap
-//!  of the cell     to S×S        a Device-  of k values                                    and image
-//!  (mapped)                      Network                                                   (mapped)
+//!  frame ─► correct, ─► straighten ─► network ─► up to four maps ─► sum, −μ, ‖U·‖ ─► smooth ─► scores, regions,
+//! (mapped)  take    ▲   or resample   a Device-  of k values                                   heatmap and image
+//!                   │   to S×S        Network                                                  (mapped)
+//!      CPU: border ─┘
 //! ```
 //!
 //! [`Device`] opens the driver at run time: a binary runs where there is none, and every way in which a device can be
-//! missing or fail is a [`CudaError`]. [`CellGraph`] allocates and captures at start; a cell is one launch and one wait,
-//! and allocates nothing. The CPU corrects the sensor and finds the cell's border before, and has what a classifier looks
-//! at afterwards. Dropping it gives everything back, whatever went wrong before.
+//! missing or fail is a [`CudaError`]. [`CellGraph`] allocates and captures at start; a cell is two launches and one wait, with a
+//! sensor to be corrected two, and allocates nothing. In between the CPU finds the cell's border, in the frame that the device
+//! has corrected where it lies ([`Device::frame`]); it has what a classifier looks at afterwards. Dropping it gives everything
+//! back, whatever went wrong before.
 
 mod cell;
 mod device;
@@ -18,6 +20,7 @@ mod entry;
 mod memory;
 mod network;
 mod room;
+mod sensor;
 mod statistics;
 mod stream;
 
@@ -28,7 +31,7 @@ use thiserror::Error;
 pub use cell::{CellGraph, CellSettings, Findings, STEPS};
 pub use device::Device;
 pub use driver::LIBRARY;
-pub use entry::{CellInput, Start, Straightened};
+pub use entry::{CellInput, Made, Start, Way};
 pub use memory::WorkingMemory;
 pub use network::{DeviceNetwork, NetworkError};
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use half::f16;
 
 use super::cell::{CellSettings, Findings};
-use super::entry::{CellInput, Entry, UNWRITTEN};
+use super::entry::{Entry, UNWRITTEN};
 use super::memory::{Buffer, Mapped};
 use super::statistics::{Maps, map_stride};
 use super::{CudaError, Device};
@@ -54,7 +54,7 @@ impl Room {
             size,
             grid,
             level,
-            entry: Entry::new(device, start, size)?,
+            entry: Entry::new(device, start, size, None)?,
             input: Buffer::new(device, "the network's input", pixels)?,
             maps,
             outputs,
@@ -88,9 +88,8 @@ impl Room {
         maps
     }
 
-    /// Takes a cell, and makes the results of the one before unreadable.
-    pub(super) fn prepare(&mut self, input: CellInput<'_>) {
-        self.entry.take(input);
+    /// Makes the results of the cell before unreadable.
+    pub(super) fn prepare(&mut self) {
         self.heatmap.values_mut().fill(f32::from_bits(UNWRITTEN));
         self.scores.values_mut().fill(UNWRITTEN);
         self.regions.values_mut().fill(UNWRITTEN);

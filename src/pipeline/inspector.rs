@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::backbone::Backbone;
+use crate::camera::Format;
 use crate::classifier::evidence::Witness;
 use crate::classifier::judge::Bench;
-use crate::cuda::{CellGraph, CellInput, CellSettings, CudaError, Device, DeviceNetwork, Start};
+use crate::cuda::{CellGraph, CellInput, CellSettings, CudaError, Device, DeviceNetwork, Start, Way};
 use crate::frame::Frame;
 use crate::heatmap::{Regions, Scores};
 use crate::model::Model;
+use crate::preprocess::sensor::{Correction, SensorError};
 use crate::preprocess::{self, Placement, Refusal};
 use crate::simd::Isa;
 use crate::verdict::{Grading, Invalid, Latency, Probabilities, Verdict};
@@ -77,12 +79,9 @@ impl Inspector {
     pub fn use_device(&mut self, device: &Arc<Device>, network: Box<dyn DeviceNetwork>) -> Result<(), CudaError> {
         let header = self.model.header();
         let projection = self.model.projection();
-        let start = match self.scorer.straightens() {
-            true => Start::Frame { pixels: self.scorer.room() },
-            false => Start::Image,
-        };
+        let way = if self.scorer.straightens() { Way::Straighten } else { Way::Resample };
         let settings = CellSettings {
-            start,
+            start: Start { way, side: self.scorer.side() },
             size: header.settings.size as usize,
             stages: std::array::from_fn(|stage| projection.uses(stage)),
             window: self.scorer.window(),
@@ -112,48 +111,91 @@ impl Inspector {
     pub fn make_room(&mut self, width: usize, height: usize) -> Result<(), PipelineError> {
         self.scorer.make_room(width.max(height))?;
         if let Some(device) = &mut self.device {
-            device.make_room(self.scorer.room())?;
+            device.make_room(self.scorer.side())?;
         }
         Ok(())
     }
 
+    /// A black frame of a camera's format. Where a device measures it lies in memory that the device sees, so that nobody
+    /// copies it there, and the device can [correct](Self::inspect_raw) it.
+    #[must_use]
+    pub fn frame(&self, format: Format) -> Frame {
+        let Format { width, height, white } = format;
+        let Some(device) = &self.device else { return Frame::new(width, height, white) };
+        device.device().frame(width, height, white).unwrap_or_else(|error| {
+            log::warn!("{error}; this frame's pixels are copied to the device, and corrected on the CPU");
+            Frame::new(width, height, white)
+        })
+    }
+
+    /// Lets the device, if one measures, correct this sensor's frames, too.
+    ///
+    /// # Errors
+    /// If it cannot; the CPU corrects them then.
+    pub fn use_sensor(&mut self, sensor: &Arc<Correction>) -> Result<(), CudaError> {
+        self.device.as_mut().map_or(Ok(()), |device| device.use_sensor(sensor))
+    }
+
+    /// Corrects a frame of this sensor in place, and judges the cell in it.
+    ///
+    /// # Errors
+    /// If the sensor gives other frames. Nothing has happened then.
+    pub fn inspect_raw(&mut self, frame: &mut Frame, sensor: &Arc<Correction>) -> Result<Verdict, SensorError> {
+        let started = Instant::now();
+        let corrected = self.device.as_mut().map_or(Ok(false), |device| device.correct(frame, sensor));
+        match corrected {
+            Ok(true) => Ok(self.judge(CellInput::Corrected(frame), started)),
+            Ok(false) => {
+                sensor.apply(frame)?;
+                Ok(self.judge(CellInput::Frame(frame), started))
+            }
+            Err(error) => {
+                self.give_up_device(&error);
+                Ok(Verdict::invalid(Invalid::Internal))
+            }
+        }
+    }
+
     /// Judges the cell in a frame.
     pub fn inspect(&mut self, frame: &Frame) -> Verdict {
-        let started = Instant::now();
-        let placed = match self.device_straightens() {
-            true => self.scorer.locate(frame),
-            false => self.scorer.rectify(frame),
+        self.judge(CellInput::Frame(frame), Instant::now())
+    }
+
+    fn judge(&mut self, input: CellInput<'_>, started: Instant) -> Verdict {
+        let placed = match self.device {
+            Some(_) => self.scorer.locate(input.frame()),
+            None => self.scorer.rectify(input.frame()),
         };
-        let measured = placed.and_then(|placement| self.measure(placement, Some(frame)));
+        let measured = placed.and_then(|placement| self.measure(placement, Some(input)));
         self.decide(measured, started)
     }
 
     /// Judges the cell in an image file.
     pub fn inspect_file(&mut self, path: &Path) -> Verdict {
         let started = Instant::now();
-        let placed = match self.device_straightens() {
-            true => self.scorer.locate_file(path),
-            false => self.scorer.rectify_file(path),
+        let placed = match self.device {
+            Some(_) => self.scorer.locate_file(path),
+            None => self.scorer.rectify_file(path),
         };
         let measured = placed.and_then(|placement| self.measure(placement, None));
         self.decide(measured, started)
     }
 
-    fn device_straightens(&self) -> bool {
-        self.device.is_some() && self.scorer.straightens()
-    }
-
     /// Measures the cell that was placed last, in this frame or in the file that was read, on the device or on the CPU.
-    fn measure(&mut self, placement: Placement, frame: Option<&Frame>) -> Result<Measured, Invalid> {
+    fn measure(&mut self, placement: Placement, frame: Option<CellInput<'_>>) -> Result<Measured, Invalid> {
         let Some(device) = &mut self.device else {
             let scores = self.scorer.score_rectified(&self.model.statistics())?;
             return Ok(Measured { placement, scores, regions: None });
         };
         measure_on_device(device, &mut self.scorer, placement, frame).unwrap_or_else(|error| {
-            log::error!("{error}; this cell is INVALID(internal), and the next ones are measured on the CPU");
-            self.leave_device();
+            self.give_up_device(&error);
             Err(Invalid::Internal)
         })
+    }
+
+    fn give_up_device(&mut self, error: &CudaError) {
+        log::error!("{error}; this cell is INVALID(internal), and the next ones are measured on the CPU");
+        self.leave_device();
     }
 
     fn decide(&mut self, measured: Result<Measured, Invalid>, mut started: Instant) -> Verdict {
@@ -237,24 +279,18 @@ fn measure_on_device(
     device: &mut CellGraph,
     scorer: &mut Scorer,
     mut placement: Placement,
-    frame: Option<&Frame>,
+    frame: Option<CellInput<'_>>,
 ) -> Result<Result<Measured, Invalid>, CudaError> {
     let mut clock = Instant::now();
-    let findings = if scorer.straightens() {
-        device.make_room(scorer.room())?;
-        let frame = frame.unwrap_or_else(|| scorer.frame());
-        let normalisation = preprocess::normalisation(frame);
-        let findings = device.run(CellInput::Frame(frame, &placement))?;
-        if let Some(made) = device.straightened()? {
-            let measures = [made.brightness, made.sharpness];
-            if let Err(reason) = scorer.adopt_image(made.image, normalisation, &mut placement, measures) {
-                return Ok(Err(reason));
-            }
-        }
-        findings
-    } else {
-        device.run(CellInput::Image(scorer.image()))?
-    };
+    device.make_room(scorer.side())?;
+    let input = frame.unwrap_or_else(|| CellInput::Frame(scorer.frame()));
+    let normalisation = preprocess::normalisation(input.frame());
+    let findings = device.run(input, &placement)?;
+    let made = device.made()?;
+    let measures = [made.brightness, made.sharpness];
+    if let Err(reason) = scorer.adopt_image(made.image, normalisation, &mut placement, measures) {
+        return Ok(Err(reason));
+    }
     scorer.adopt(device.heatmap(), lap(&mut clock));
     let measured = |scores| Measured { placement, scores, regions: Some(findings.regions) };
     Ok(findings.scores.map(measured).ok_or(Invalid::NotFinite))

@@ -66,7 +66,7 @@ impl Scorer {
         Ok(placement)
     }
 
-    /// Reads an image file and finds the cell in it, for another backend that straightens it.
+    /// Reads an image file and finds the cell in it, for another backend that makes its image.
     ///
     /// # Errors
     /// Why the cell cannot be judged.
@@ -77,7 +77,7 @@ impl Scorer {
         Ok(placement)
     }
 
-    /// Finds the cell in a frame, for another backend that straightens it.
+    /// Finds the cell in a frame, for another backend that makes its image.
     ///
     /// # Errors
     /// Why the cell cannot be judged.
@@ -169,10 +169,10 @@ impl Scorer {
         self.extractor.preprocessing().mode == Mode::Border
     }
 
-    /// Pixels that a frame may have.
+    /// The longest side that a frame may have.
     #[must_use]
-    pub fn room(&self) -> usize {
-        self.extractor.side().pow(2)
+    pub fn side(&self) -> usize {
+        self.extractor.side()
     }
 
     /// Takes over what another backend made of the rectified image: the heatmap, smoothed, and the microseconds that it

@@ -25,6 +25,7 @@ use thiserror::Error;
 pub use augment::{AugmentConfig, Augmentation};
 pub use gates::{Gates, Refusal};
 pub use placement::Placement;
+pub use rectify::Axis;
 
 use crate::backbone::{INPUT_MEAN, INPUT_STD};
 use crate::frame::Frame;

@@ -4,7 +4,7 @@ use crate::frame::Frame;
 
 /// One axis of an antialiased bilinear resize, as Pillow's `BILINEAR` and torch's `antialias=True` do it: a triangle as
 /// wide as two output pixels (at least two input pixels), normalised.
-struct Axis {
+pub struct Axis {
     /// Input pixels of the last frame; the weights are kept while it stays.
     from: usize,
     /// First tap of each output pixel.
@@ -17,14 +17,23 @@ struct Axis {
 }
 
 impl Axis {
-    fn new(size: usize, max: usize) -> Self {
+    /// For `size` output pixels, of up to `max` input pixels.
+    #[must_use]
+    pub fn new(size: usize, max: usize) -> Self {
         let stride = 2 * max.div_ceil(size).max(1) + 2;
         Self { from: 0, first: vec![0; size], count: vec![0; size], weights: vec![0.0; size * stride], stride }
     }
 
-    fn prepare(&mut self, from: usize) {
+    /// The most taps that an output pixel has.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        self.stride
+    }
+
+    /// Makes the weights for `from` input pixels; false if they were there already.
+    pub fn prepare(&mut self, from: usize) -> bool {
         if self.from == from {
-            return;
+            return false;
         }
         self.from = from;
         let scale = from as f64 / self.first.len() as f64;
@@ -43,6 +52,16 @@ impl Axis {
             weights.iter_mut().for_each(|w| *w = (f64::from(*w) / sum) as f32);
             (self.first[i], self.count[i]) = (low as u32, (high - low) as u32);
         }
+        true
+    }
+
+    /// The first input pixel of output pixel `at`, and the weights of it and those behind it.
+    ///
+    /// # Panics
+    /// If there is no such output pixel.
+    #[must_use]
+    pub fn taps(&self, at: usize) -> (usize, &[f32]) {
+        (self.first[at] as usize, &self.weights[at * self.stride..][..self.count[at] as usize])
     }
 }
 
@@ -73,17 +92,16 @@ impl Resizer {
         for (y, to) in self.rows.chunks_exact_mut(size).take(frame.height()).enumerate() {
             let row = frame.row(y);
             for (i, value) in to.iter_mut().enumerate() {
-                let count = self.across.count[i] as usize;
-                let taps = &row[self.across.first[i] as usize..][..count];
-                let weights = &self.across.weights[i * self.across.stride..][..count];
+                let (first, weights) = self.across.taps(i);
+                let taps = &row[first..][..weights.len()];
                 *value = taps.iter().zip(weights).map(|(&x, w)| f32::from(x) * w).sum();
             }
         }
         for (i, to) in out.chunks_exact_mut(size).enumerate() {
             to.fill(0.0);
-            let count = self.down.count[i] as usize;
-            for (k, w) in self.down.weights[i * self.down.stride..][..count].iter().enumerate() {
-                let from = &self.rows[(self.down.first[i] as usize + k) * size..][..size];
+            let (first, weights) = self.down.taps(i);
+            for (k, w) in weights.iter().enumerate() {
+                let from = &self.rows[(first + k) * size..][..size];
                 to.iter_mut().zip(from).for_each(|(t, f)| *t += w * f);
             }
         }

@@ -114,6 +114,7 @@ impl Appliance {
         if let Some(exchange) = &exchange {
             judge = judge.with_exchange(Arc::clone(exchange));
         }
+        let sensor = judge.sensor();
         let store = Store::open(&config.outbox)?;
         let header = model.header();
 
@@ -197,7 +198,7 @@ impl Appliance {
                 backbone: start::backbone_identity(config)?.0,
             };
             let ears = Arc::clone(&shared.ears);
-            let host = Box::new(StationHost::new(config, exchange, ears, workers, format, &model));
+            let host = Box::new(StationHost::new(config, exchange, ears, workers, format, sensor, &model));
             let (update, mqtt) = (config.update.clone(), config.mqtt.clone());
             appliance.agent = Some(Agent::start(AgentParts { config: update, mqtt, slots, station, host })?);
         }

@@ -68,6 +68,12 @@ impl Exchange {
         }
     }
 
+    /// Lends frames that `make` has made from now on.
+    pub(super) fn furnish(&self, make: impl FnOnce(Format) -> Frame) {
+        let mut loan = self.loan.lock().unwrap_or_else(PoisonError::into_inner);
+        loan.frame = make(Format::of(&loan.frame));
+    }
+
     /// Has the judge go on with `next`; gives the one before it as soon as the judge has changed.
     ///
     /// # Errors

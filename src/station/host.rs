@@ -14,6 +14,7 @@ use crate::camera::Format;
 use crate::config::Config;
 use crate::model::Model;
 use crate::pipeline::Inspector;
+use crate::preprocess::sensor::Correction;
 use crate::update::agent::{Host, ShadowConfig};
 use crate::update::install::NotProven;
 use crate::update::message::Shadow;
@@ -40,8 +41,9 @@ pub(super) struct StationHost {
     ears: Arc<Ears>,
     /// The threads that share the work of the line's judge.
     workers: Arc<Workers>,
-    /// The camera's frames.
+    /// The camera's frames, and what corrects them.
     format: Format,
+    sensor: Option<Arc<Correction>>,
     model: String,
     candidate: Option<Candidate>,
 }
@@ -53,16 +55,17 @@ impl StationHost {
         ears: Arc<Ears>,
         workers: Arc<Workers>,
         format: Format,
+        sensor: Option<Arc<Correction>>,
         model: &Model,
     ) -> Self {
         let (config, model) = (config.clone(), model.id().to_string());
-        Self { config, exchange, ears, workers, format, model, candidate: None }
+        Self { config, exchange, ears, workers, format, sensor, model, candidate: None }
     }
 
     /// Has the line's judge go on with this model.
     fn change_to(&mut self, model: &Arc<Model>) -> Result<(), String> {
         let inspector = start::inspector_for(&self.config, model, &self.workers).and_then(|mut inspector| {
-            inspector.make_room(self.format.width, self.format.height)?;
+            start::prepare(&self.config, &mut inspector, self.format, self.sensor.as_ref())?;
             Ok(inspector)
         });
         let next = Box::new(inspector.map_err(|error| error.to_string())?);

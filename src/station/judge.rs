@@ -6,11 +6,12 @@ use std::time::Duration;
 use super::exchange::Exchange;
 use super::status::{THUMBNAIL, Thumbnail};
 use crate::backbone::Identity;
+use crate::camera::Format;
 use crate::clock::Date;
 use crate::frame::Frame;
 use crate::pipeline::Inspector;
 use crate::preprocess::sensor::Correction;
-use crate::verdict::{Invalid, Verdict};
+use crate::verdict::{Invalid, Outcome, Verdict};
 
 /// Which model judges, as far as a verdict says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +32,11 @@ pub trait Judge: Send {
         None
     }
 
+    /// A black frame that is to be filled by the camera and judged, where this judge reads it best.
+    fn frame(&self, format: Format) -> Frame {
+        Frame::new(format.width, format.height, format.white)
+    }
+
     /// Called between two frames and while there are none: the time to take over another model. Allocates nothing, and
     /// says whether there is another one now.
     fn between(&mut self) -> bool {
@@ -46,7 +52,7 @@ pub struct Inspection {
     inspector: Box<Inspector>,
     /// Where another one may come from.
     exchange: Option<Arc<Exchange>>,
-    sensor: Option<Correction>,
+    sensor: Option<Arc<Correction>>,
     seen: [u64; REMEMBERED],
     next: usize,
     /// Refuse frames whose pixels were there before.
@@ -59,7 +65,12 @@ impl Inspection {
     /// `sensor` corrects the camera's frames; `duplicates` refuses frames with the very pixels of one of the last eight,
     /// which no sensor gives twice; a model made longer than `max_age` ago judges nothing.
     #[must_use]
-    pub fn new(inspector: Inspector, sensor: Option<Correction>, duplicates: bool, max_age: Option<Duration>) -> Self {
+    pub fn new(
+        inspector: Inspector,
+        sensor: Option<Arc<Correction>>,
+        duplicates: bool,
+        max_age: Option<Duration>,
+    ) -> Self {
         let inspector = Box::new(inspector);
         Self { inspector, exchange: None, sensor, seen: [0; REMEMBERED], next: 0, duplicates, max_age }
     }
@@ -67,7 +78,14 @@ impl Inspection {
     /// Takes over other models from there, and lends it frames.
     #[must_use]
     pub fn with_exchange(self, exchange: Arc<Exchange>) -> Self {
+        exchange.furnish(|format| self.inspector.frame(format));
         Self { exchange: Some(exchange), ..self }
+    }
+
+    /// What corrects the camera's frames.
+    #[must_use]
+    pub fn sensor(&self) -> Option<Arc<Correction>> {
+        self.sensor.clone()
     }
 
     fn seen_before(&mut self, frame: &Frame) -> bool {
@@ -92,21 +110,26 @@ impl Judge for Inspection {
                 return Verdict::invalid(Invalid::StaleModel);
             }
         }
-        if let Some(sensor) = &self.sensor
-            && let Err(error) = sensor.apply(frame)
-        {
-            log::error!("{error}");
-            return Verdict::invalid(Invalid::Internal);
-        }
-        let verdict = self.inspector.inspect(frame);
+        let verdict = match &self.sensor {
+            None => self.inspector.inspect(frame),
+            Some(sensor) => self.inspector.inspect_raw(frame, sensor).unwrap_or_else(|error| {
+                log::error!("{error}");
+                Verdict::invalid(Invalid::Internal)
+            }),
+        };
         let header = self.inspector.model().header();
         if let (Some(_), Some(calibration)) = (verdict.distances, &header.calibration) {
             thumbnail(self.inspector.heatmap(), header.settings.grid as usize, calibration.region, heat);
         }
-        if let Some(exchange) = &self.exchange {
+        // Where something has failed, nobody knows how far the frame was corrected.
+        if let (Some(exchange), false) = (&self.exchange, verdict.outcome == Outcome::Invalid(Invalid::Internal)) {
             exchange.lend(frame, &verdict);
         }
         verdict
+    }
+
+    fn frame(&self, format: Format) -> Frame {
+        self.inspector.frame(format)
     }
 
     fn tag(&self) -> Option<Tag> {

@@ -153,7 +153,9 @@ impl Station {
         desk.outbox_is(Health::Up, scribe.boot());
         desk.judged_by(judge.tag());
         let format = camera.format();
-        let shot = || Shot::new(format.width, format.height, format.white);
+        let shot = || Shot::over(judge.frame(format));
+        camera.furnish(&|| judge.frame(format));
+        let mut spare = shot();
         let shared = Arc::new(Shared {
             desk: Mutex::new(desk),
             work: Condvar::new(),
@@ -168,7 +170,6 @@ impl Station {
             beat,
         });
         let mut station = Self { shared: Arc::clone(&shared), threads: Vec::with_capacity(4) };
-        let mut spare = shot();
         station.spawn("scribe", Part::Scribe, move |shared| write_down(shared, &mut scribe))?;
         station.spawn("clock", Part::Clock, keep_time)?;
         station.spawn("judge", Part::Judge, move |shared| judge_frames(shared, judge.as_mut()))?;

@@ -13,13 +13,13 @@ use crate::backbone::{BackboneError, Identity};
 use crate::camera::config as camera;
 use crate::camera::pulse::Pulsed;
 use crate::camera::trigger::Source;
-use crate::camera::{Camera, CameraError};
+use crate::camera::{Camera, CameraError, Format};
 use crate::clock::Moment;
 use crate::config::{Config, ModelConfig};
 use crate::gpio::GpioError;
 use crate::model::{Model, ModelError};
 use crate::outbox::OutboxError;
-use crate::pipeline::{BackendError, Inspector, PipelineError, backend};
+use crate::pipeline::{Backend, BackendError, Inspector, PipelineError, backend};
 use crate::preprocess::sensor::{Correction, SensorError};
 use crate::update::disk::Folder;
 use crate::update::slots::{Slots, UpdateError};
@@ -202,17 +202,38 @@ pub fn open_camera(config: &Config) -> Result<Box<dyn Camera>, StartError> {
     })
 }
 
+/// Makes an inspector ready for a camera's frames, and for its sensor's correction.
+///
+/// # Errors
+/// If the frames are too large, or a device cannot correct them that was asked for by name; otherwise the CPU corrects them.
+pub fn prepare(
+    config: &Config,
+    inspector: &mut Inspector,
+    format: Format,
+    sensor: Option<&Arc<Correction>>,
+) -> Result<(), StartError> {
+    inspector.make_room(format.width, format.height)?;
+    match sensor.map_or(Ok(()), |sensor| inspector.use_sensor(sensor)) {
+        Err(error) if config.model.backend == Backend::Cuda => Err(BackendError::from(error).into()),
+        Err(error) => {
+            log::warn!("{error}; the CPU corrects the sensor");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
 /// The judge for this camera's frames.
 ///
 /// # Errors
 /// If the sensor's calibration is not for this camera.
 pub fn judge(config: &Config, mut inspector: Inspector, camera: &dyn Camera) -> Result<Inspection, StartError> {
     let format = camera.format();
-    inspector.make_room(format.width, format.height)?;
     let sensor = match &config.camera.calibration {
-        Some(path) => Some(Correction::load(path, format, &config.camera.exposure())?),
+        Some(path) => Some(Arc::new(Correction::load(path, format, &config.camera.exposure())?)),
         None => None,
     };
+    prepare(config, &mut inspector, format, sensor.as_ref())?;
     let days = u64::from(config.model.max_age_days);
     let max_age = (days > 0).then(|| Duration::from_secs(days * 86_400));
     Ok(Inspection::new(inspector, sensor, config.station.refuse_duplicates, max_age))

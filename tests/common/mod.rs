@@ -61,7 +61,12 @@ pub fn fitter(network: &ResNet18, size: usize, preprocess: &PreprocessConfig, th
 /// Fits a model of the embedded backbone to 80 synthetic cells, for frames with a border; gives its path.
 pub fn small_model(folder: &Path, size: u32, grid: u32, k: u32) -> PathBuf {
     let settings = Settings { size, grid, k, precision: Precision::F16, ..Settings::default() };
-    let cells = good_cells(&folder.join("cells"), 80);
+    fitted_model(folder, settings, &good_cells(&folder.join("cells"), 80))
+}
+
+/// Fits a model of the embedded backbone to 60 good cells, and calibrates it with the others; gives its path.
+pub fn fitted_model(folder: &Path, settings: Settings, cells: &[Cell]) -> PathBuf {
+    let Settings { size, grid, k, .. } = settings;
     let (fit, held_out) = cells.split_at(60);
     let network = ResNet18::embedded().unwrap();
     let mut fitter = fitter(&network, size as usize, &settings.preprocess, 2);

@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow};
 
 use super::{Args, quantile, rounded};
 use crate::backbone::ResNet18;
+use crate::camera::Format;
 use crate::cli::fit::{self, Calibrate};
 use crate::cli::inspect::batch::Batch;
 use crate::cuda::STEPS;
@@ -18,6 +19,7 @@ use crate::model::{Model, Settings};
 use crate::pipeline::Inspector;
 use crate::pipeline::fitting::{Cell, Plan};
 use crate::preprocess::AugmentConfig;
+use crate::preprocess::sensor::{Calibration, Correction, Recorder};
 use crate::simd::Isa;
 use crate::synth::{Generator, Selection, SynthConfig};
 use crate::verdict::{Class, Outcome, Verdict};
@@ -30,6 +32,8 @@ const COPIES: u32 = 4;
 const FRAMES: u64 = 12;
 /// Frames before the clock starts.
 const WARM: usize = 10;
+/// Dark frames of a sensor that needs no correction.
+const DARK_FRAMES: usize = 4;
 /// Line and choices.
 const SEED: u64 = 5;
 
@@ -49,8 +53,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         None => drawn_model(args, &network, &name, &generator, folder.path())?,
     });
     let frames: Vec<Frame> = (0..FRAMES).map(|index| generator.cell(GOOD + index).frame).collect();
+    let sensor = if args.correct { Some(nothing_to_correct(Format::of(&frames[0]))?) } else { None };
     let mut batch = Batch::new(&model, &network, args.engine.threads(), args.streams)?;
     args.measuring.engage(&network, batch.inspectors())?;
+    if let Some(sensor) = &sensor {
+        batch.inspectors().iter_mut().try_for_each(|inspector| inspector.use_sensor(sensor))?;
+    }
 
     let total = args.runs + WARM * args.streams;
     let (next, clock) = (AtomicUsize::new(0), std::sync::OnceLock::new());
@@ -59,7 +67,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             .inspectors()
             .iter_mut()
             .map(|inspector| {
-                let (next, clock, frames) = (&next, &clock, &frames);
+                let (next, clock, sensor) = (&next, &clock, &sensor);
+                // As a station has them: where the device sees them.
+                let mut frames: Vec<Frame> = frames.iter().map(|frame| lent(inspector, frame)).collect();
                 scope.spawn(move || {
                     let mut times = Vec::with_capacity(total);
                     loop {
@@ -70,8 +80,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                         if index == WARM * args.streams {
                             let _ = clock.set(Instant::now());
                         }
+                        let turn = index % frames.len();
                         let start = Instant::now();
-                        let verdict = inspector.inspect(&frames[index % frames.len()]);
+                        let verdict = match sensor {
+                            Some(sensor) => inspector.inspect_raw(&mut frames[turn], sensor)?,
+                            None => inspector.inspect(&frames[turn]),
+                        };
                         let all = start.elapsed().as_secs_f64() * 1e3;
                         if let Outcome::Invalid(reason) = &verdict.outcome {
                             return Err(anyhow!("a drawn frame cannot be judged by this model: {reason}"));
@@ -100,6 +114,22 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let steps = steps(batch.inspector(), args.runs)?;
     print(args, &model, rate, &columns, &steps);
     Ok(())
+}
+
+/// A frame of a drawn cell where this inspector's device sees it.
+fn lent(inspector: &Inspector, drawn: &Frame) -> Frame {
+    let mut frame = inspector.frame(Format::of(drawn));
+    frame.pixels_mut().copy_from_slice(drawn.pixels());
+    frame
+}
+
+/// The correction of a sensor that has neither a dark signal nor a pattern: frames can be corrected again and again.
+fn nothing_to_correct(format: Format) -> anyhow::Result<Arc<Correction>> {
+    let mut dark = Recorder::new(format);
+    for _ in 0..DARK_FRAMES {
+        dark.add(&Frame::new(format.width, format.height, format.white))?;
+    }
+    Ok(Arc::new(Correction::new(&Calibration::from_dark(&dark, "", "")?, format)?))
 }
 
 /// The device's name, and its milliseconds for each of its steps, sorted; nothing on the CPU.

@@ -18,8 +18,9 @@ use crate::embedding::Stages;
 /// --streams 1 (the default) is latency mode: all threads work on one cell. --streams N is throughput mode: N cells in
 /// flight, the threads shared among them; each takes longer, more are done in an hour.
 ///
-/// On a device (--backend) the whole way from the image to the heatmap is one launch, whose time stands under `backbone`;
-/// its steps are then timed one by one, by the device's own clock.
+/// On a device (--backend) the whole way from the frame to the heatmap is one launch, whose time stands under `backbone`;
+/// its steps are then timed one by one, by the device's own clock. With --correct the frame is corrected there before, which
+/// is part of `all`.
 ///
 /// With --layers: for each step of the network the algorithm, multiply-adds, bytes, median time, and how near it comes to
 /// the two roofs of this machine, both measured in the same run: multiply-adds in registers, and reading from memory.
@@ -55,6 +56,10 @@ pub struct Args {
     /// Cells to time, or runs of the network.
     #[arg(long, value_name = "N", default_value = "200", value_parser = clap::value_parser!(u32).range(1..=1_000_000).map(|n| n as usize))]
     runs: usize,
+
+    /// Correct the sensor of each frame too, by a calibration that changes nothing but is computed as any other.
+    #[arg(long, conflicts_with = "layers")]
+    correct: bool,
 
     /// Print one JSON object.
     #[arg(long)]
