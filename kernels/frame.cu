@@ -2,7 +2,7 @@
 //
 //   take_frame
 //     taken       where the frame lies and how many pixels it has, see `Taken`; both in mapped host memory. Such memory is read
-//                 once, in order, since an integrated device caches none of it; all that follows reads the copy.
+//                 once, in order, since an Orin's GPU caches none of it; all that follows reads the copy.
 //     out         the frame in device memory.
 //     Eight pixels a thread and turn, in 16-byte loads: block 256, grid any; frame and copy start on 16 bytes. 4 bytes moved a
 //     pixel: 1.8 MB at 680², 9 µs at 205 GB/s, 27 µs at 68 GB/s.
