@@ -34,6 +34,9 @@ macro_rules! kernels_or_skip {
     };
 }
 
+#[path = "kernels/judge.rs"]
+mod judge;
+
 #[test]
 fn a_missing_barrier_a_divergent_one_and_a_copy_not_waited_for_show() {
     let kernels = kernels_or_skip!("a_missing_barrier_a_divergent_one_and_a_copy_not_waited_for_show");
