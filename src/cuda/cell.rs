@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
+use half::f16;
+
 use super::device::{Device, Kernel, arguments};
 use super::entry::{CellInput, Entry, ONE_BLOCK, Start, Straightened, THREADS};
+use super::evidence::{Asking, Pooling};
 use super::room::Room;
 use super::statistics::DeviceStatistics;
 use super::stream::{Event, Graph, Stream};
-use super::{CudaError, DeviceNetwork};
+use super::{CudaError, DeviceNetwork, Networks};
+use crate::classifier::judge::Description;
 use crate::gaussian::Statistics;
 use crate::heatmap::{Regions, Scores};
 
@@ -26,6 +30,8 @@ pub struct CellSettings<'a> {
     pub level: f32,
     /// What cells are measured against.
     pub statistics: Statistics<'a>,
+    /// Who judges them, if it is more than their scores.
+    pub judge: Option<&'a Description>,
 }
 
 /// What the device says of a cell.
@@ -37,14 +43,15 @@ pub struct Findings {
     pub regions: Regions,
 }
 
-/// The steps of a cell on the device, in order; [`CellGraph::time`] tells them apart.
-pub const STEPS: [&str; 5] = ["image", "network", "distance", "heatmap", "copy out"];
+/// The steps of a cell on the device, in order; [`CellGraph::time`] tells them apart. Without a judge that asks for them
+/// nothing is done for `pool`, `planes` and `classifier`.
+pub const STEPS: [&str; 8] = ["image", "network", "pool", "distance", "heatmap", "planes", "classifier", "copy out"];
 
-/// A device, a network and statistics, ready for cells.
+/// A device, networks and statistics, ready for cells.
 pub struct CellGraph {
     /// There from the end of `new` on.
     graph: Option<Graph>,
-    network: Box<dyn DeviceNetwork>,
+    features: Box<dyn DeviceNetwork>,
     statistics: DeviceStatistics,
     kernels: Kernels,
     memory: Room,
@@ -59,19 +66,16 @@ struct Kernels {
 }
 
 impl CellGraph {
-    /// Allocates everything, runs the network once, and captures the graph.
+    /// Allocates everything, runs the networks once, and captures the graph.
     ///
     /// # Errors
-    /// If the device has not enough memory, the kernels cannot do what the model asks for, or a call fails.
-    pub fn new(
-        device: &Arc<Device>,
-        network: Box<dyn DeviceNetwork>,
-        settings: &CellSettings<'_>,
-    ) -> Result<Self, CudaError> {
+    /// If the device has not enough memory, the kernels cannot do what the model asks for, the judge asks a network that is
+    /// not there, or a call fails.
+    pub fn new(device: &Arc<Device>, networks: Networks, settings: &CellSettings<'_>) -> Result<Self, CudaError> {
         device.enter()?;
         let mut this = Self {
             graph: None,
-            network,
+            features: networks.features,
             kernels: Kernels {
                 rows: device.kernel(c"smooth_rows", 0)?,
                 columns: device.kernel(c"smooth_columns", 0)?,
@@ -79,7 +83,7 @@ impl CellGraph {
                 regions: device.kernel(c"heatmap_regions", 0)?,
             },
             statistics: DeviceStatistics::new(device, &settings.statistics)?,
-            memory: Room::new(device, settings)?,
+            memory: Room::new(device, networks.classifier, settings)?,
             stream: Stream::new(device)?,
         };
         // Outside of the capture at first: what is set up lazily is there then, and what fails says so itself.
@@ -98,16 +102,16 @@ impl CellGraph {
         Ok(())
     }
 
-    /// The device and the network, in words.
+    /// The device and the network of the features, in words.
     #[must_use]
     pub fn describe(&self) -> String {
-        format!("{}, {}", self.stream.device().describe(), self.network.name())
+        format!("{}, {}", self.stream.device().describe(), self.features.name())
     }
 
-    /// Bytes of device memory that it holds, the network's own included.
+    /// Bytes of device memory that it holds, the networks' own included.
     #[must_use]
     pub fn device_memory(&self) -> usize {
-        self.statistics.bytes() + self.memory.bytes() + self.network.device_memory()
+        self.statistics.bytes() + self.memory.bytes() + self.features.device_memory()
     }
 
     /// Measures a cell. Allocates nothing unless it fails.
@@ -131,6 +135,20 @@ impl CellGraph {
     #[must_use]
     pub fn heatmap(&self) -> &[f32] {
         self.memory.heatmap.values()
+    }
+
+    /// The features of the last cell: [`POOLED`](crate::classifier::features::POOLED) numbers of each view that the judge asks
+    /// for, not averaged; empty if it asks for none.
+    #[must_use]
+    pub fn pooled(&self) -> &[f32] {
+        self.memory.pooling.as_ref().map_or(&[], Pooling::pooled)
+    }
+
+    /// What the classifier's network said of the last cell: a logit for each level, for each of the judge's
+    /// [ways](Description::ways); empty if the judge asks no network.
+    #[must_use]
+    pub fn logits(&self) -> &[f16] {
+        self.memory.asking.as_ref().map_or(&[], Asking::logits)
     }
 
     /// What the device made of the last cell's frame; none if the CPU makes the images.
@@ -210,7 +228,7 @@ impl CellGraph {
 impl CellGraph {
     /// Puts the way of a cell on the stream, step by step; `done` is told after each.
     fn put(&mut self, done: &mut dyn FnMut(usize, &Stream) -> Result<(), CudaError>) -> Result<(), CudaError> {
-        let Self { network, statistics, kernels, memory, stream, .. } = self;
+        let Self { features, statistics, kernels, memory, stream, .. } = self;
         let (device, handle) = (stream.device(), stream.handle());
         let positions = memory.grid * memory.grid;
         let (side, count) = (memory.grid as i32, positions as i32);
@@ -221,13 +239,20 @@ impl CellGraph {
         unsafe {
             let input = memory.input.address();
             memory.entry.put(stream, memory.size, input)?;
+            if let Some(pooling) = &memory.pooling {
+                pooling.put_views(stream, input)?;
+            }
             done(0, stream)?;
-            network.enqueue(input, &memory.outputs, handle)?;
+            features.enqueue(input, &memory.outputs, handle)?;
             done(1, stream)?;
+            if let Some(pooling) = &memory.pooling {
+                pooling.put(stream)?;
+            }
+            done(2, stream)?;
             let (distances, blurred, window) =
                 (memory.distances.address(), memory.blurred.address(), memory.window.address());
             statistics.measure(stream, &memory.maps(), distances)?;
-            done(2, stream)?;
+            done(3, stream)?;
             let radius = memory.radius() as i32;
             if radius > 0 {
                 let arguments = arguments![distances, blurred, window, radius, side];
@@ -240,10 +265,21 @@ impl CellGraph {
             let (level, scratch) = (memory.level, memory.scratch.address());
             let arguments = arguments![distances, level, side, scratch, regions];
             kernels.regions.launch(device, handle, [1, 1], one, arguments)?;
-            done(3, stream)?;
+            done(4, stream)?;
+            if let Some(asking) = &mut memory.asking {
+                asking.put_planes(stream, distances, input)?;
+            }
+            done(5, stream)?;
+            if let Some(asking) = &mut memory.asking {
+                asking.put(stream)?;
+            }
+            done(6, stream)?;
             memory.distances.download(stream, &mut memory.heatmap)?;
             memory.entry.put_back(stream)?;
-            done(4, stream)
+            if let Some(asking) = &mut memory.asking {
+                asking.put_back(stream)?;
+            }
+            done(7, stream)
         }
     }
 }

@@ -1,20 +1,21 @@
-//! The way of a cell on an NVIDIA device: the kernels of `kernels/` and a network, as one CUDA graph.
+//! The way of a cell on an NVIDIA device: the kernels of `kernels/` and networks, as one CUDA graph.
 //!
 //! ```text
-//!  frame, place ─► straighten ─► network ─► up to four maps ─► sum, −μ, ‖U·‖ ─► smooth ─► scores, regions, heatmap
-//!  of the cell     to S×S        a Device-  of k values                                    and image
-//!  (mapped)                      Network                                                   (mapped)
+//!  frame, place ─► straighten ─► network ─┬► up to four maps ─► sum, −μ, ‖U·‖ ─► smooth ─┬► scores, regions, heatmap
+//!  of the cell     to S×S,       a Device- │  of k values                                 └► planes ─► classifier
+//!  (mapped)        turn          Network   └► four stages ─► pool                            logits, features, image (mapped)
 //! ```
 //!
 //! [`Device`] opens the driver at run time: a binary runs where there is none, and every way in which a device can be
 //! missing or fail is a [`CudaError`]. [`CellGraph`] allocates and captures at start; a cell is one launch and one wait,
-//! and allocates nothing. The CPU corrects the sensor and finds the cell's border before, and has what a classifier looks
-//! at afterwards. Dropping it gives everything back, whatever went wrong before.
+//! and allocates nothing. The CPU corrects the sensor and finds the cell's border before, and weighs afterwards what the
+//! judge goes by. Dropping it gives everything back, whatever went wrong before.
 
 mod cell;
 mod device;
 mod driver;
 mod entry;
+mod evidence;
 mod memory;
 mod network;
 mod room;
@@ -30,7 +31,7 @@ pub use device::Device;
 pub use driver::LIBRARY;
 pub use entry::{CellInput, Start, Straightened};
 pub use memory::WorkingMemory;
-pub use network::{DeviceNetwork, NetworkError};
+pub use network::{DeviceNetwork, NetworkError, Networks};
 
 /// Why a device cannot be used, or failed.
 #[derive(Clone, Debug, Error, PartialEq)]
