@@ -18,7 +18,7 @@ import sys
 import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
-SOURCES = ["distance", "frame", "heatmap"]
+SOURCES = ["distance", "frame", "heatmap", "judge"]
 HEADERS = ["common.cuh"]
 OPTIONS = ["--gpu-architecture=compute_80", "--std=c++17", "--fmad=false"]
 # Card, assembler.

@@ -6,14 +6,12 @@
 use std::sync::Arc;
 
 use cellgate::backbone::ResNet18;
-use cellgate::backbone::cpu::CpuBackbone;
 use cellgate::camera::Format;
 use cellgate::cuda::Device;
 use cellgate::frame::Frame;
 use cellgate::model::Model;
 use cellgate::pipeline::Inspector;
 use cellgate::preprocess::sensor::{Calibration, Correction, Recorder};
-use cellgate::simd::Isa;
 use cellgate::synth::{Generator, SynthConfig};
 use cellgate::verdict::Outcome;
 use cellgate::workers::Workers;
@@ -30,12 +28,13 @@ mod network;
 fn a_cell_on_a_device_allocates_nothing() {
     let Some(turn) = fake::turn("a_cell_on_a_device_allocates_nothing") else { return };
     let folder = tempfile::tempdir().unwrap();
-    let model = Arc::new(Model::open(&common::small_model(folder.path(), 64, 16, 24)).unwrap());
+    // With a second view, a kernel machine and a network that is asked twice: all that a judge can want.
+    let model = Arc::new(Model::open(&common::judged_model(folder.path(), 64, 16, 24, 2)).unwrap());
     let (network, workers) = (ResNet18::embedded().unwrap(), Arc::new(Workers::new(1)));
-    let backbone = CpuBackbone::new(&network, 64, Isa::detect(), Arc::clone(&workers)).unwrap();
-    let on_stream = Box::new(network::HostNetwork::new(turn.fake, &model, &network));
-    let mut inspector = Inspector::new(Arc::clone(&model), Box::new(backbone), workers).unwrap();
-    inspector.use_device(&Device::open().unwrap(), on_stream).unwrap();
+    let packed = network::Packed::new(&model, &network);
+    let backbone = Box::new(packed.backbone.another_on(Arc::clone(&workers)));
+    let mut inspector = Inspector::new(Arc::clone(&model), backbone, workers).unwrap();
+    inspector.use_device(&Device::open().unwrap(), packed.networks(turn.fake, &model)).unwrap();
     let generator = Generator::new(SynthConfig { size: 180, ..SynthConfig::default() }, 3).unwrap();
     let frames: Vec<_> = (0..6).map(|index| generator.cell(1000 + index).frame).collect();
     let format = Format::of(&frames[0]);

@@ -49,7 +49,7 @@ fn engines_are_built_once_shown_and_refused_elsewhere() {
             .output()
             .unwrap()
     };
-    let build = ["build".as_ref(), model.as_path(), "--classifier".as_ref(), "--json".as_ref()];
+    let build = ["build".as_ref(), model.as_path(), "--json".as_ref()];
     let built = lines(&run(&build, &[]));
     assert_eq!(built.len(), 2, "backbone and classifier: {built:?}");
     assert!(built.iter().all(|line| line["built"] == true && line["engine"]["onnx"].as_str().unwrap().len() == 64));

@@ -31,6 +31,8 @@ macro_rules! kernels_or_skip {
 
 #[path = "kernels/frames.rs"]
 mod frames;
+#[path = "kernels/judge.rs"]
+mod judge;
 
 #[test]
 fn a_missing_barrier_a_divergent_one_and_a_copy_not_waited_for_show() {

@@ -145,21 +145,26 @@ fn the_exported_features_are_in_onnxruntime_what_the_cpu_engine_projects() {
     let write = |name: &str, values: &[f32]| write(folder.path(), name, values);
     let network = ResNet18::embedded().unwrap();
     let image = common::maps::image(SIZE);
-    let input = write("image.f32", &image);
     // The default; every stage with a k that is no multiple of 8; stages left out in front, between and behind.
-    for (mixing, k, stages) in [
-        (Mixing::Sparse, 100, "1,2,3,4"),
-        (Mixing::Dense, 13, "1,2,3,4"),
-        (Mixing::Dense, 8, "2"),
-        (Mixing::Sparse, 20, "1,3"),
+    // And the stages beside the maps, of one view and of two.
+    for (mixing, k, stages, views) in [
+        (Mixing::Sparse, 100, "1,2,3,4", 0),
+        (Mixing::Dense, 13, "1,2,3,4", 1),
+        (Mixing::Dense, 8, "2", 0),
+        (Mixing::Sparse, 20, "1,3", 2),
     ] {
         let stages = stages.parse().unwrap();
         let projection = Projection::semi_orthogonal(mixing, k, 7, stages, &[1.0; CHANNELS]).unwrap();
-        let maps = common::maps::of(&network, &projection, SIZE, &image);
+        let mut images = image.clone();
+        if views == 2 {
+            images.extend(image.iter().map(|x| 0.7 - x));
+        }
+        let input = write("image.f32", &images);
+        let maps = common::maps::of(&network, &projection, SIZE, views > 0, &images);
         let expected: Vec<_> = maps.iter().enumerate().map(|(s, map)| write(&format!("map{s}.f32"), map)).collect();
         // The CPU engine's Winograd costs some digits; FP16 keeps 11 bits, in 21 convolutions one after the other.
         for (precision, tolerance) in [(Precision::F32, "1e-3"), (Precision::F16, "2e-3")] {
-            let onnx = export_features(&network, &projection, SIZE, precision).unwrap();
+            let onnx = export_features(&network, &projection, SIZE, views, precision).unwrap();
             check(&python, &onnx, &input, tolerance, &expected);
         }
     }
@@ -170,19 +175,22 @@ fn an_exported_classifier_says_in_onnxruntime_what_ours_says() {
     let Some(python) = python("an_exported_classifier_says_in_onnxruntime_what_ours_says") else { return };
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, values: &[f32]| write(folder.path(), name, values);
-    for planes in [1, 2] {
+    for (planes, samples) in [(1, 1), (2, 3)] {
         let net = Network::new(planes, 3, 11).unwrap().fold();
-        let image: Vec<f32> =
-            (0..planes * SIZE * SIZE).map(|p| (p as f32 * 0.37).sin() + (p as f32 * 0.0021).cos()).collect();
+        let images: Vec<f32> =
+            (0..samples * planes * SIZE * SIZE).map(|p| (p as f32 * 0.37).sin() + (p as f32 * 0.0021).cos()).collect();
         let mut classifier = Classifier::new(&net, Isa::detect(), Arc::new(Workers::new(1))).unwrap();
-        let sides: Vec<&[f32]> = image.chunks_exact(SIZE * SIZE).collect();
-        let (mut logits, mut probabilities) = ([0.0; 3], [0.0; 3]);
-        classifier.logits(&sides, &mut logits).unwrap();
-        classifier.run(&sides, &mut probabilities).unwrap();
-        let input = write("image.f32", &image);
+        let (mut logits, mut probabilities) = (vec![0.0; 3 * samples], vec![0.0; 3 * samples]);
+        let said = logits.chunks_exact_mut(3).zip(probabilities.chunks_exact_mut(3));
+        for (image, (logits, probabilities)) in images.chunks_exact(planes * SIZE * SIZE).zip(said) {
+            let sides: Vec<&[f32]> = image.chunks_exact(SIZE * SIZE).collect();
+            classifier.logits(&sides, logits).unwrap();
+            classifier.run(&sides, probabilities).unwrap();
+        }
+        let input = write("image.f32", &images);
         let expected = [write("logits.f32", &logits), write("probabilities.f32", &probabilities)];
         for (precision, tolerance) in [(Precision::F32, "1e-3"), (Precision::F16, "2e-2")] {
-            check(&python, &export_classifier(&net, precision).unwrap(), &input, tolerance, &expected);
+            check(&python, &export_classifier(&net, samples, precision).unwrap(), &input, tolerance, &expected);
         }
     }
 }

@@ -26,12 +26,12 @@ fn projection(k: usize) -> Projection {
 }
 
 fn features(k: usize) -> Source {
-    Source::features(&ResNet18::embedded().unwrap(), &projection(k), SIZE).unwrap()
+    Source::features(&ResNet18::embedded().unwrap(), &projection(k), SIZE, 0).unwrap()
 }
 
 /// Small, so that a test may read it often.
 fn classifier() -> Source {
-    Source::classifier(&Network::new(1, 3, 11).unwrap().fold()).unwrap()
+    Source::classifier(&Network::new(1, 3, 11).unwrap().fold(), 1).unwrap()
 }
 
 fn orin() -> Gpu {
@@ -168,7 +168,7 @@ fn an_engine_of_other_shapes_is_refused() {
         assert!(matches!(error, TensorRtError::Tensors { .. }) && error.to_string().contains(named), "{error}");
     }
     let all = Projection::semi_orthogonal(Mixing::Sparse, 20, 7, "1,2,3".parse().unwrap(), &[1.0; CHANNELS]).unwrap();
-    let more = Source::features(&ResNet18::embedded().unwrap(), &all, SIZE).unwrap();
+    let more = Source::features(&ResNet18::embedded().unwrap(), &all, SIZE, 0).unwrap();
     let error = network(engine(&runtime, &built).unwrap(), &more).unwrap_err();
     assert!(error.to_string().contains("lacks output map2"), "{error}");
     let error = network(engine(&runtime, &more).unwrap(), &built).unwrap_err();
@@ -194,12 +194,13 @@ fn too_little_working_memory_is_refused() {
 fn a_run_takes_the_input_and_fills_each_output() {
     let Some(mut test) = double::take("a_run_takes_the_input_and_fills_each_output") else { return };
     let (backbone, projection) = (ResNet18::embedded().unwrap(), projection(20));
-    let source = Source::features(&backbone, &projection, SIZE).unwrap();
-    let image = common::maps::image(SIZE);
+    let source = Source::features(&backbone, &projection, SIZE, 2).unwrap();
+    let mut image = common::maps::image(SIZE);
+    image.extend_from_within(..);
     let rounded: Vec<f32> = image.iter().map(|&x| f16::from_f32(x).to_f32()).collect();
-    let expected = common::maps::of(&backbone, &projection, SIZE, &rounded);
+    let expected = common::maps::of(&backbone, &projection, SIZE, true, &rounded);
     test.compute(&source, move |image, outputs| {
-        for (output, map) in outputs.iter_mut().zip(common::maps::of(&backbone, &projection, SIZE, image)) {
+        for (output, map) in outputs.iter_mut().zip(common::maps::of(&backbone, &projection, SIZE, true, image)) {
             output.iter_mut().zip(map).for_each(|(to, x)| *to = f16::from_f32(x));
         }
     });
@@ -213,7 +214,7 @@ fn a_run_takes_the_input_and_fills_each_output() {
             // SAFETY: buffers of the tensors' sizes; the double has no streams of its own.
             unsafe { network.enqueue(input, outputs, null_mut()) }.map_err(|error| error.to_string())
         };
-        assert!(run(addresses[0], &addresses[1..2]).unwrap_err().contains("1 outputs were given, it has 2"));
+        assert!(run(addresses[0], &addresses[1..2]).unwrap_err().contains("1 outputs were given, it has 6"));
         assert!(run(0, &addresses[1..]).unwrap_err().contains("image: its address is null"));
         run(addresses[0], &addresses[1..]).unwrap();
         for (got, expected) in buffers[1..].iter().zip(&expected) {
@@ -306,7 +307,7 @@ fn foreign_and_damaged_engines_are_refused() {
     assert!(matches!(refused(&newer, &orin(), &source), EngineError::Foreign { what: "TensorRT", .. }));
     test.double.version(0);
     // The engine of another network under this one's name.
-    let other = Source::classifier(&Network::new(1, 3, 12).unwrap().fold()).unwrap();
+    let other = Source::classifier(&Network::new(1, 3, 12).unwrap().fold(), 1).unwrap();
     std::fs::copy(engines::path(folder, &source), engines::path(folder, &other)).unwrap();
     assert!(matches!(refused(&runtime, &orin(), &other), EngineError::Foreign { what: "the network", .. }));
     // Every byte counts.

@@ -14,14 +14,17 @@ use std::sync::Arc;
 
 use cellgate::backbone::ResNet18;
 use cellgate::backbone::cpu::CpuBackbone;
+use cellgate::classifier::SIDE;
+use cellgate::classifier::infer::Classifier;
 use cellgate::cuda::Device;
 use cellgate::model::Model;
 use cellgate::pipeline::Inspector;
 use cellgate::pipeline::backend::{self, Backend, Engaged};
 use cellgate::simd::Isa;
 use cellgate::synth::{DefectKind, Generator, SynthConfig};
+use cellgate::tensorrt::BuildOptions;
 use cellgate::tensorrt::engines::{self, Gpu};
-use cellgate::tensorrt::{BuildOptions, Source};
+use cellgate::verdict::Verdict;
 use cellgate::workers::Workers;
 use half::f16;
 
@@ -40,18 +43,30 @@ fn a_cell_is_judged_as_on_the_cpu_and_without_an_engine_on_the_cpu() {
         std::env::set_var("CELLGATE_LIBNVONNXPARSER", test.double.path());
     }
     let folder = tempfile::tempdir().unwrap();
-    let model = Arc::new(Model::open(&common::small_model(folder.path(), SIZE as u32, 16, 24)).unwrap());
+    let model = Arc::new(Model::open(&common::judged_model(folder.path(), SIZE as u32, 16, 24, 2)).unwrap());
     let backbone = ResNet18::embedded().unwrap();
     let inspector = || {
         let workers = Arc::new(Workers::new(1));
         let cpu = CpuBackbone::new(&backbone, SIZE, Isa::detect(), Arc::clone(&workers)).unwrap();
         Inspector::new(Arc::clone(&model), Box::new(cpu), workers).unwrap()
     };
-    let source = Source::features(&backbone, model.projection(), SIZE).unwrap();
+    let sources = backend::sources(&model, &backbone).unwrap();
+    let [features, classifier] = &sources[..] else { panic!("the judge asks a network") };
     let (network, projection) = (backbone.clone(), model.projection().clone());
-    test.compute(&source, move |image, outputs| {
-        for (output, map) in outputs.iter_mut().zip(common::maps::of(&network, &projection, SIZE, image)) {
+    test.compute(features, move |images, outputs| {
+        for (output, map) in outputs.iter_mut().zip(common::maps::of(&network, &projection, SIZE, true, images)) {
             output.iter_mut().zip(map).for_each(|(to, x)| *to = f16::from_f32(x));
+        }
+    });
+    let judge = Arc::clone(model.judge().unwrap());
+    test.compute(classifier, move |planes, outputs| {
+        let net = judge.network().unwrap();
+        let mut classifier = Classifier::new(net, Isa::detect(), Arc::new(Workers::new(1))).unwrap();
+        let ways = planes.chunks_exact(net.inputs * SIDE * SIDE);
+        for (planes, output) in ways.zip(outputs[0].chunks_exact_mut(net.classes)) {
+            let mut logits = vec![0.0; net.classes];
+            classifier.logits(&planes.chunks_exact(SIDE * SIDE).collect::<Vec<_>>(), &mut logits).unwrap();
+            output.iter_mut().zip(logits).for_each(|(to, x)| *to = f16::from_f32(x));
         }
     });
     let engines_in = folder.path().join("engines");
@@ -70,7 +85,13 @@ fn a_cell_is_judged_as_on_the_cpu_and_without_an_engine_on_the_cpu() {
         let device = Device::open().unwrap();
         let gpu = Gpu { name: device.name().to_owned(), capability: device.capability() };
         let runtime = test.double.runtime().unwrap();
-        engines::build(&runtime, &source, &gpu, &engines_in, BuildOptions::default(), 1).unwrap();
+        let build = |source| engines::build(&runtime, source, &gpu, &engines_in, BuildOptions::default(), 1).unwrap();
+        build(features);
+        // The classifier's is missing: as if all were.
+        let error = engage(Backend::Cuda, &mut inspector()).unwrap_err().to_string();
+        assert!(error.contains("classifier-") && error.contains("cellgate engine build"), "{error}");
+        assert!(matches!(engage(Backend::Auto, &mut cpu).unwrap(), Engaged::Fallback(_)) && cpu.device().is_none());
+        build(classifier);
     }
     let mut inspectors = [inspector()];
     engage(Backend::Cuda, &mut inspectors[0]).unwrap();
@@ -85,6 +106,8 @@ fn a_cell_is_judged_as_on_the_cpu_and_without_an_engine_on_the_cpu() {
         let off = |(a, b): (&f32, &f32)| (a - b).abs() / b;
         let worst = inspectors[0].heatmap().iter().zip(cpu.heatmap()).map(off).fold(0.0, f32::max);
         assert!(worst <= TOLERANCE, "frame {index}: the heatmap is off by {worst}");
+        let defective = |verdict: &Verdict| verdict.probabilities.and_then(|p| p.not_a).unwrap();
+        assert!((defective(&got) - defective(&want)).abs() <= 0.02, "frame {index}: {got:?} for {want:?}");
     }
 
     // An error at every call of TensorRT in turn, from the library to the capture.

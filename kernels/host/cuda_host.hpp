@@ -345,6 +345,7 @@ struct __half {
 };
 inline float __half2float(__half x) { return host::from_half(x.bits); }
 inline __half __float2half_rn(float x) { return {host::to_half(x)}; }
+inline __half __ushort_as_half(uint16_t x) { return {x}; }
 
 inline void __syncthreads() { host::give_way(host::State::AtBlockBarrier); }
 inline void __syncwarp(unsigned mask = ~0u) {

@@ -6,6 +6,7 @@
 #include "../distance.cu"
 #include "../frame.cu"
 #include "../heatmap.cu"
+#include "../judge.cu"
 
 #include <map>
 #include <tuple>
@@ -77,6 +78,9 @@ const std::map<std::string, Kernel>& kernels() {
         KERNEL(resample_image),
         KERNEL(normalise_half),
         KERNEL(measure_image),
+        KERNEL(turn_halves),
+        KERNEL(pool_stages),
+        KERNEL(judge_planes),
         KERNEL(mistake_no_barrier),
         KERNEL(mistake_divergent_barrier),
         KERNEL(mistake_no_wait),

@@ -24,6 +24,15 @@ pub fn view(index: usize) -> Augmentation {
     turned(VIEWS[index])
 }
 
+/// The ways, as [`turned`] numbers them, in which the first `views` views lay the image.
+///
+/// # Panics
+/// If there are more than [`MAX_VIEWS`].
+#[must_use]
+pub fn ways(views: usize) -> &'static [usize] {
+    &VIEWS[..views]
+}
+
 /// Looks at cells of one size of image and heatmap; owns its buffers and allocates nothing once made.
 pub struct Witness {
     size: usize,
@@ -74,6 +83,19 @@ impl Witness {
         self.views += 1;
     }
 
+    /// Takes what a device has seen of a cell, and ends it: a heatmap of grid² distances, and [`pool`]ed features, [`POOLED`]
+    /// numbers of each view. The planes are not made: the device has shown its own to the network.
+    pub fn take_over(&mut self, heatmap: &[f32], pooled: &[f32]) {
+        self.describer.describe(heatmap, &mut self.row[POOLED..]);
+        let row = &mut self.row[..POOLED];
+        row.fill(0.0);
+        self.views = pooled.len() / POOLED;
+        for view in pooled.chunks_exact(POOLED) {
+            row.iter_mut().zip(view).for_each(|(sum, x)| *sum += x);
+        }
+        self.conclude();
+    }
+
     /// Ends a cell: averages the views and takes logarithms.
     pub fn conclude(&mut self) {
         let share = 1.0 / self.views.max(1) as f32;
@@ -121,5 +143,33 @@ impl Evidence {
     #[must_use]
     pub fn of(witness: &Witness) -> Self {
         Self { planes: witness.planes().into(), row: witness.row().into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_device_has_pooled_makes_the_same_row() {
+        const SIZE: usize = 64;
+        let heatmap: Vec<f32> = (0..256).map(|i| 3.0 + (i * 37 % 101) as f32).collect();
+        let isa = Isa::detect();
+        let mut own = Witness::new(SIZE, 16, 24, isa);
+        own.see_heatmap(&heatmap);
+        own.see_image(&[0.5; SIZE * SIZE]);
+        let mut pooled = vec![0.0; 2 * POOLED];
+        for (view, pooled) in pooled.chunks_exact_mut(POOLED).enumerate() {
+            let mut pyramid = Pyramid::new(SIZE);
+            (0..4).for_each(|stage| pyramid.fill_with(stage, |i| (i * 31 % (97 + view)) as f32));
+            own.see_features(&pyramid);
+            pool(&pyramid, isa, pooled);
+        }
+        own.conclude();
+        // Of a witness that has seen another cell before.
+        let mut other = Witness::new(SIZE, 16, 24, isa);
+        other.take_over(&[1.0; 256], &vec![9.0; POOLED]);
+        other.take_over(&heatmap, &pooled);
+        assert_eq!(other.row(), own.row());
     }
 }

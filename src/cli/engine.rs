@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Subcommand;
 use serde_json::json;
 
@@ -12,9 +12,9 @@ use crate::backbone::ResNet18;
 use crate::cuda::Device;
 use crate::model::Model;
 use crate::operations::{OperationsConfig, log};
-use crate::pipeline::backend::ENGINES;
+use crate::pipeline::backend::{self, ENGINES};
 use crate::tensorrt::engines::{self, About, Gpu};
-use crate::tensorrt::{BuildOptions, Layer, Runtime, Source};
+use crate::tensorrt::{BuildOptions, Layer, Runtime};
 
 /// Build and show TensorRT engines.
 #[derive(Debug, clap::Args)]
@@ -29,7 +29,7 @@ enum Verb {
     Show(Show),
 }
 
-/// Build the network of a model's backbone and projection for this machine's GPU.
+/// Build the networks of a model for this machine's GPU: backbone with projection, and the classifier if there is one.
 ///
 /// Takes seconds to minutes for each network, and the GPU. What was built before of the same network, by the same TensorRT, on the same
 /// GPU and with the same options is kept.
@@ -46,9 +46,6 @@ struct Build {
     /// The folder of engines.
     #[arg(long, value_name = "FOLDER", default_value = ENGINES)]
     engines: PathBuf,
-    /// Build the classifier's network, too. Cells are judged without it: the classifier runs on the CPU.
-    #[arg(long)]
-    classifier: bool,
     /// Most working memory that one layer may take, in MiB.
     #[arg(long, value_name = "MIB", default_value_t = BuildOptions::default().workspace_mib, value_parser = clap::value_parser!(u32).range(1..=65536))]
     workspace_mib: u32,
@@ -100,16 +97,7 @@ fn build(args: &Build) -> anyhow::Result<()> {
         None => ResNet18::embedded()?,
     };
     model.check_backbone(backbone.identity())?;
-    let mut sources = vec![Source::features(&backbone, model.projection(), model.header().settings.size as usize)?];
-    if args.classifier {
-        let Some(network) = model.judge().and_then(|judge| judge.network()) else {
-            bail!(
-                "{} has no network: train one with `cellgate train`, and not with --judge kernel",
-                args.model.display()
-            );
-        };
-        sources.push(Source::classifier(network)?);
-    }
+    let sources = backend::sources(&model, &backbone)?;
     let runtime = Runtime::open()?;
     let device = Device::open()?;
     let gpu = Gpu { name: device.name().to_owned(), capability: device.capability() };

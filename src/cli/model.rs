@@ -130,7 +130,7 @@ fn export_classifier(path: &Path, out: &Path, fp16: bool) -> anyhow::Result<()> 
     let Some(network) = model.judge().and_then(|judge| judge.network()) else {
         bail!("{} has no network: train one with `cellgate train`, and not with --judge kernel", path.display());
     };
-    let bytes = export_classifier_onnx(network, if fp16 { Precision::F16 } else { Precision::F32 })?;
+    let bytes = export_classifier_onnx(network, 1, if fp16 { Precision::F16 } else { Precision::F32 })?;
     shared::save(out, &bytes)?;
     println!("{}: {} bytes, {} planes, {} levels", out.display(), bytes.len(), network.inputs, network.classes);
     Ok(())

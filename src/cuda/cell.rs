@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
+use half::f16;
+
 use super::device::{Device, Kernel, arguments};
 use super::entry::{CellInput, Entry, Made, ONE_BLOCK, Start, THREADS};
+use super::evidence::{Asking, Pooling};
 use super::room::Room;
 use super::sensor::Sensor;
 use super::statistics::DeviceStatistics;
 use super::stream::{Event, Graph, Stream};
-use super::{CudaError, DeviceNetwork};
+use super::{CudaError, DeviceNetwork, Networks};
+use crate::classifier::judge::Description;
 use crate::frame::Frame;
 use crate::gaussian::Statistics;
 use crate::heatmap::{Regions, Scores};
@@ -30,6 +34,8 @@ pub struct CellSettings<'a> {
     pub level: f32,
     /// What cells are measured against.
     pub statistics: Statistics<'a>,
+    /// Who judges them, if it is more than their scores.
+    pub judge: Option<&'a Description>,
 }
 
 /// What the device says of a cell.
@@ -41,14 +47,16 @@ pub struct Findings {
     pub regions: Regions,
 }
 
-/// The steps of a cell on the device, in order; [`CellGraph::time`] tells them apart.
-pub const STEPS: [&str; 6] = ["frame", "image", "network", "distance", "heatmap", "copy out"];
+/// The steps of a cell on the device, in order; [`CellGraph::time`] tells them apart. Without a judge that asks for them
+/// nothing is done for `pool`, `planes` and `classifier`.
+pub const STEPS: [&str; 9] =
+    ["frame", "image", "network", "pool", "distance", "heatmap", "planes", "classifier", "copy out"];
 
-/// A device, a network and statistics, ready for cells.
+/// A device, networks and statistics, ready for cells.
 pub struct CellGraph {
     /// There from the end of `new` on.
     graph: Option<Graph>,
-    network: Box<dyn DeviceNetwork>,
+    features: Box<dyn DeviceNetwork>,
     statistics: DeviceStatistics,
     kernels: Kernels,
     memory: Room,
@@ -63,19 +71,16 @@ struct Kernels {
 }
 
 impl CellGraph {
-    /// Allocates everything, runs the network once, and captures the graph.
+    /// Allocates everything, runs the networks once, and captures the graph.
     ///
     /// # Errors
-    /// If the device has not enough memory, the kernels cannot do what the model asks for, or a call fails.
-    pub fn new(
-        device: &Arc<Device>,
-        network: Box<dyn DeviceNetwork>,
-        settings: &CellSettings<'_>,
-    ) -> Result<Self, CudaError> {
+    /// If the device has not enough memory, the kernels cannot do what the model asks for, the judge asks a network that is
+    /// not there, or a call fails.
+    pub fn new(device: &Arc<Device>, networks: Networks, settings: &CellSettings<'_>) -> Result<Self, CudaError> {
         device.enter()?;
         let mut this = Self {
             graph: None,
-            network,
+            features: networks.features,
             kernels: Kernels {
                 rows: device.kernel(c"smooth_rows", 0)?,
                 columns: device.kernel(c"smooth_columns", 0)?,
@@ -83,7 +88,7 @@ impl CellGraph {
                 regions: device.kernel(c"heatmap_regions", 0)?,
             },
             statistics: DeviceStatistics::new(device, &settings.statistics)?,
-            memory: Room::new(device, settings)?,
+            memory: Room::new(device, networks.classifier, settings)?,
             stream: Stream::new(device)?,
         };
         // Outside of the capture at first: what is set up lazily is there then, and what fails says so itself.
@@ -109,16 +114,16 @@ impl CellGraph {
         self.stream.device()
     }
 
-    /// The device and the network, in words.
+    /// The device and the network of the features, in words.
     #[must_use]
     pub fn describe(&self) -> String {
-        format!("{}, {}", self.stream.device().describe(), self.network.name())
+        format!("{}, {}", self.stream.device().describe(), self.features.name())
     }
 
-    /// Bytes of device memory that it holds, the network's own included.
+    /// Bytes of device memory that it holds, the networks' own included.
     #[must_use]
     pub fn device_memory(&self) -> usize {
-        self.statistics.bytes() + self.memory.bytes() + self.network.device_memory()
+        self.statistics.bytes() + self.memory.bytes() + self.features.device_memory()
     }
 
     /// Lets the device correct this sensor's frames from now on, in the place of any other sensor's. What was in force stays so
@@ -169,6 +174,20 @@ impl CellGraph {
     #[must_use]
     pub fn heatmap(&self) -> &[f32] {
         self.memory.heatmap.values()
+    }
+
+    /// The features of the last cell: [`POOLED`](crate::classifier::features::POOLED) numbers of each view that the judge asks
+    /// for, not averaged; empty if it asks for none.
+    #[must_use]
+    pub fn pooled(&self) -> &[f32] {
+        self.memory.pooling.as_ref().map_or(&[], Pooling::pooled)
+    }
+
+    /// What the classifier's network said of the last cell: a logit for each level, for each of the judge's
+    /// [ways](Description::ways); empty if the judge asks no network.
+    #[must_use]
+    pub fn logits(&self) -> &[f16] {
+        self.memory.asking.as_ref().map_or(&[], Asking::logits)
     }
 
     /// What the device made of the last cell's frame.
@@ -263,7 +282,7 @@ impl CellGraph {
         with_frame: bool,
         done: &mut dyn FnMut(usize, &Stream) -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
-        let Self { network, statistics, kernels, memory, stream, .. } = self;
+        let Self { features, statistics, kernels, memory, stream, .. } = self;
         let (device, handle) = (stream.device(), stream.handle());
         let positions = memory.grid * memory.grid;
         let (side, count) = (memory.grid as i32, positions as i32);
@@ -276,14 +295,22 @@ impl CellGraph {
                 memory.entry.put_frame(stream)?;
                 done(0, stream)?;
             }
-            memory.entry.put(stream, memory.size, &memory.input)?;
+            let input = memory.input.address();
+            memory.entry.put(stream, memory.size, input)?;
+            if let Some(pooling) = &memory.pooling {
+                pooling.put_views(stream, input)?;
+            }
             done(1, stream)?;
-            network.enqueue(memory.input.address(), &memory.outputs, handle)?;
+            features.enqueue(input, &memory.outputs, handle)?;
             done(2, stream)?;
+            if let Some(pooling) = &memory.pooling {
+                pooling.put(stream)?;
+            }
+            done(3, stream)?;
             let (distances, blurred, window) =
                 (memory.distances.address(), memory.blurred.address(), memory.window.address());
             statistics.measure(stream, &memory.maps(), distances)?;
-            done(3, stream)?;
+            done(4, stream)?;
             let radius = memory.radius() as i32;
             if radius > 0 {
                 let arguments = arguments![distances, blurred, window, radius, side];
@@ -296,10 +323,21 @@ impl CellGraph {
             let (level, scratch) = (memory.level, memory.scratch.address());
             let arguments = arguments![distances, level, side, scratch, regions];
             kernels.regions.launch(device, handle, [1, 1], one, arguments)?;
-            done(4, stream)?;
+            done(5, stream)?;
+            if let Some(asking) = &mut memory.asking {
+                asking.put_planes(stream, distances, input)?;
+            }
+            done(6, stream)?;
+            if let Some(asking) = &mut memory.asking {
+                asking.put(stream)?;
+            }
+            done(7, stream)?;
             memory.distances.download(stream, &mut memory.heatmap)?;
             memory.entry.put_back(stream)?;
-            done(5, stream)
+            if let Some(asking) = &mut memory.asking {
+                asking.put_back(stream)?;
+            }
+            done(8, stream)
         }
     }
 }

@@ -20,10 +20,11 @@ const MAX_SHARED: c_int = 97;
 const MAX_DYNAMIC_SHARED: c_int = 8;
 
 /// The kernels, as `cargo xtask kernels --write` left them, with the 0 that the driver wants.
-const MODULES: [(&str, &str); 3] = [
+const MODULES: [(&str, &str); 4] = [
     ("frame", concat!(include_str!("../../kernels/ptx/frame.ptx"), "\0")),
     ("distance", concat!(include_str!("../../kernels/ptx/distance.ptx"), "\0")),
     ("heatmap", concat!(include_str!("../../kernels/ptx/heatmap.ptx"), "\0")),
+    ("judge", concat!(include_str!("../../kernels/ptx/judge.ptx"), "\0")),
 ];
 
 /// A CUDA device with the kernels loaded. Buffers, streams and graphs hold it, so that it outlives them.

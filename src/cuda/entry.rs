@@ -3,8 +3,6 @@
 
 use std::sync::Arc;
 
-use half::f16;
-
 use super::device::{Kernel, arguments};
 use super::memory::{Buffer, Mapped, address_of};
 use super::sensor::Sensor;
@@ -288,11 +286,11 @@ impl Entry {
     /// Puts the way from the frame on the device to the network's input on the stream.
     ///
     /// # Safety
-    /// `input` holds size² halves; it and this live until the stream is done.
-    pub(super) unsafe fn put(&self, stream: &Stream, size: usize, input: &Buffer<f16>) -> Result<(), CudaError> {
+    /// `input` is device memory of that size; it and this live until the stream is done.
+    pub(super) unsafe fn put(&self, stream: &Stream, size: usize, input: u64) -> Result<(), CudaError> {
         let (device, handle, side) = (stream.device(), stream.handle(), size as i32);
         let (frame, placed, image) = (self.pixels.address(), self.placed.address(), self.image.address());
-        let (grid, input, measures) = ([size.div_ceil(THREADS), size], input.address(), self.measures.address());
+        let (grid, measures) = ([size.div_ceil(THREADS), size], self.measures.address());
         // SAFETY: the kernels' own arguments, and buffers of the sizes that they name.
         unsafe {
             let make = &self.kernels.image;

@@ -1,22 +1,23 @@
-//! The way of a cell on an NVIDIA device: the kernels of `kernels/` and a network, as one CUDA graph.
+//! The way of a cell on an NVIDIA device: the kernels of `kernels/` and networks, as one CUDA graph.
 //!
 //! ```text
-//!  frame ─► correct, ─► straighten ─► network ─► up to four maps ─► sum, −μ, ‖U·‖ ─► smooth ─► scores, regions,
-//! (mapped)  take    ▲   or resample   a Device-  of k values                                   heatmap and image
-//!                   │   to S×S        Network                                                  (mapped)
-//!      CPU: border ─┘
+//!  frame ─► correct, ─► straighten ─► network ─┬► up to four maps ─► sum, −μ, ‖U·‖ ─► smooth ─┬► scores, regions, heatmap
+//! (mapped)  take    ▲   or resample   a Device- │  of k values                                 └► planes ─► classifier
+//!                   │   to S×S, turn  Network   └► four stages ─► pool                            logits, features, image
+//!      CPU: border ─┘                                                                             (mapped)
 //! ```
 //!
 //! [`Device`] opens the driver at run time: a binary runs where there is none, and every way in which a device can be
 //! missing or fail is a [`CudaError`]. [`CellGraph`] allocates and captures at start; a cell is two launches and one wait, with a
-//! sensor to be corrected two, and allocates nothing. In between the CPU finds the cell's border, in the frame that the device
-//! has corrected where it lies ([`Device::frame`]); it has what a classifier looks at afterwards. Dropping it gives everything
-//! back, whatever went wrong before.
+//! sensor to be corrected two of each, and allocates nothing. In between the CPU finds the cell's border, in the frame that the
+//! device has corrected where it lies ([`Device::frame`]), and weighs afterwards what the judge goes by. Dropping it gives
+//! everything back, whatever went wrong before.
 
 mod cell;
 mod device;
 mod driver;
 mod entry;
+mod evidence;
 mod memory;
 mod network;
 mod room;
@@ -33,7 +34,7 @@ pub use device::Device;
 pub use driver::LIBRARY;
 pub use entry::{CellInput, Made, Start, Way};
 pub use memory::WorkingMemory;
-pub use network::{DeviceNetwork, NetworkError};
+pub use network::{DeviceNetwork, NetworkError, Networks};
 
 /// Why a device cannot be used, or failed.
 #[derive(Clone, Debug, Error, PartialEq)]

@@ -28,6 +28,17 @@ pub trait DeviceNetwork: Send {
     unsafe fn enqueue(&mut self, input: u64, outputs: &[u64], stream: *mut c_void) -> Result<(), NetworkError>;
 }
 
+/// The networks of a model, on a device.
+pub struct Networks {
+    /// Backbone and projection, of as many images as views are pooled, and of one at least: `[images, 1, S, S]`. Its outputs
+    /// are the projected maps of the stages that are used, `[images, side, side, stride]`, and where features are pooled all
+    /// four stages themselves, `[images, side, side, channels]`.
+    pub features: Box<dyn DeviceNetwork>,
+    /// The classifier's, where the judge asks one, of each of the judge's ways: planes of `[ways, planes, 64, 64]`; logits and
+    /// probabilities of `[ways, levels]`.
+    pub classifier: Option<Box<dyn DeviceNetwork>>,
+}
+
 /// A network could not be run on the device.
 #[derive(Clone, Debug, Error, PartialEq)]
 #[error("running the network {name} on the device: {why}")]

@@ -1,4 +1,4 @@
-//! All memory of a cell's way but the statistics and the network's own.
+//! All memory of a cell's way but the statistics and the first network's own.
 
 use std::sync::Arc;
 
@@ -6,10 +6,13 @@ use half::f16;
 
 use super::cell::{CellSettings, Findings};
 use super::entry::{Entry, UNWRITTEN};
+use super::evidence::{Asking, Pooling};
 use super::memory::{Buffer, Mapped};
 use super::statistics::{Maps, map_stride};
-use super::{CudaError, Device};
+use super::{CudaError, Device, DeviceNetwork};
 use crate::backbone::STAGE_STRIDES;
+use crate::classifier::evidence;
+use crate::classifier::judge::Description;
 use crate::heatmap::{MAX_REGIONS, Region, Regions, Scores};
 
 /// Words of the kernels' `Scores`: top, maximum, mean, whether all numbers are finite.
@@ -24,8 +27,9 @@ pub(super) struct Room {
     pub(super) level: f32,
     /// What comes in.
     pub(super) entry: Entry,
+    /// The views of the image that the network sees, the image itself first.
     pub(super) input: Buffer<f16>,
-    /// The network's outputs, of the stages that are used; and their addresses.
+    /// The maps of the stages that are used, of each view; and where the network leaves all that it gives.
     maps: Vec<(usize, Buffer<f16>)>,
     pub(super) outputs: Vec<u64>,
     pub(super) window: Buffer<f32>,
@@ -33,6 +37,9 @@ pub(super) struct Room {
     pub(super) distances: Buffer<f32>,
     pub(super) blurred: Buffer<f32>,
     pub(super) scratch: Buffer<u32>,
+    /// What the judge goes by, beside the heatmap.
+    pub(super) pooling: Option<Pooling>,
+    pub(super) asking: Option<Asking>,
     /// What goes out.
     pub(super) heatmap: Mapped<f32>,
     pub(super) scores: Mapped<u32>,
@@ -40,22 +47,41 @@ pub(super) struct Room {
 }
 
 impl Room {
-    pub(super) fn new(device: &Arc<Device>, settings: &CellSettings<'_>) -> Result<Self, CudaError> {
-        let CellSettings { start, size, stages, window, level, ref statistics } = *settings;
+    /// `classifier` is the network that the judge asks.
+    pub(super) fn new(
+        device: &Arc<Device>,
+        classifier: Option<Box<dyn DeviceNetwork>>,
+        settings: &CellSettings<'_>,
+    ) -> Result<Self, CudaError> {
+        let CellSettings { start, size, stages, window, level, ref statistics, judge } = *settings;
         let (grid, k) = (statistics.grid(), statistics.k());
         let (pixels, positions) = (size * size, grid * grid);
+        let views = evidence::ways(judge.map_or(0, Description::pooled_views));
+        let images = views.len().max(1);
         let mut maps = Vec::with_capacity(4);
         for stage in (0..4).filter(|&stage| stages[stage]) {
             let side = size / STAGE_STRIDES[stage];
-            maps.push((stage, Buffer::new(device, "a stage's map", side * side * map_stride(k))?));
+            maps.push((stage, Buffer::new(device, "a stage's map", images * side * side * map_stride(k))?));
         }
-        let outputs = maps.iter().map(|(_, map)| map.address()).collect();
+        let pooling = if views.is_empty() { None } else { Some(Pooling::new(device, size, views)?) };
+        let raw = pooling.iter().flat_map(Pooling::stages);
+        let outputs = maps.iter().map(|(_, map)| map.address()).chain(raw).collect();
+        let asking = match judge.and_then(|judge| Some((judge, judge.planes?))) {
+            None => None,
+            Some((judge, planes)) => {
+                let Some(network) = classifier else {
+                    return Err(CudaError::Unsupported { what: "a judge without the classifier's network".into() });
+                };
+                let levels = judge.levels as usize;
+                Some(Asking::new(device, network, [size, grid, k], planes, judge.ways(), levels)?)
+            }
+        };
         Ok(Self {
             size,
             grid,
             level,
             entry: Entry::new(device, start, size, None)?,
-            input: Buffer::new(device, "the network's input", pixels)?,
+            input: Buffer::new(device, "the network's input", images * pixels)?,
             maps,
             outputs,
             window: Buffer::of(device, "the smoothing's window", window)?,
@@ -63,17 +89,20 @@ impl Room {
             distances: Buffer::new(device, "the heatmap", positions)?,
             blurred: Buffer::new(device, "the heatmap", positions)?,
             scratch: Buffer::new(device, "the regions", 7 * positions)?,
+            pooling,
+            asking,
             heatmap: Mapped::new(device, "the heatmap", positions)?,
             scores: Mapped::new(device, "the scores", SCORES)?,
             regions: Mapped::new(device, "the regions", REGIONS)?,
         })
     }
 
-    /// Bytes of device memory.
+    /// Bytes of device memory, the classifier's own included.
     pub(super) fn bytes(&self) -> usize {
         let maps: usize = self.maps.iter().map(|(_, map)| map.bytes()).sum();
         let heat = self.distances.bytes() + self.blurred.bytes() + self.scratch.bytes();
-        self.entry.bytes() + self.input.bytes() + maps + self.window.bytes() + heat
+        let judged = self.pooling.as_ref().map_or(0, Pooling::bytes) + self.asking.as_ref().map_or(0, Asking::bytes);
+        self.entry.bytes() + self.input.bytes() + maps + self.window.bytes() + heat + judged
     }
 
     /// Positions to either side that the smoothing reaches.
@@ -93,6 +122,8 @@ impl Room {
         self.heatmap.values_mut().fill(f32::from_bits(UNWRITTEN));
         self.scores.values_mut().fill(UNWRITTEN);
         self.regions.values_mut().fill(UNWRITTEN);
+        self.pooling.iter_mut().for_each(Pooling::prepare);
+        self.asking.iter_mut().for_each(Asking::prepare);
     }
 
     /// What the device has written.
@@ -108,6 +139,12 @@ impl Room {
             _ => false,
         };
         if !known || *kept != (*total).min(MAX_REGIONS as u32) || *total as usize > self.heatmap.values().len() {
+            return Err(CudaError::Unwritten);
+        }
+        // Of a heatmap that is not finite nothing is judged, whatever the networks make of it.
+        let judged = self.pooling.as_ref().is_none_or(Pooling::is_written)
+            && self.asking.as_ref().is_none_or(Asking::is_written);
+        if finite == 1 && !judged {
             return Err(CudaError::Unwritten);
         }
         let region = |words: &[u32]| Region {

@@ -10,7 +10,8 @@ use thiserror::Error;
 
 use super::Inspector;
 use crate::backbone::ResNet18;
-use crate::cuda::{CudaError, Device, DeviceNetwork, NetworkError, WorkingMemory};
+use crate::backbone::weights::WeightsError;
+use crate::cuda::{CudaError, Device, DeviceNetwork, NetworkError, Networks, WorkingMemory};
 use crate::model::Model;
 use crate::tensorrt::engines::{self, Gpu};
 use crate::tensorrt::{Runtime, Source, TensorRtNetwork};
@@ -18,7 +19,7 @@ use crate::tensorrt::{Runtime, Source, TensorRtNetwork};
 /// The folder of networks that were built for this machine's device, if nobody says otherwise.
 pub const ENGINES: &str = "/var/cache/cellgate/engines";
 
-/// What is to compute the way from the image to the heatmap.
+/// What is to compute the way from the image to the heatmap, and the networks that a judge asks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Backend {
@@ -122,31 +123,57 @@ pub fn engage(
     }
 }
 
+/// The networks that a device runs for a model: backbone and projection, and the classifier if the judge asks one.
+///
+/// # Errors
+/// If a weight does not fit a half.
+pub fn sources(model: &Model, network: &ResNet18) -> Result<Vec<Source>, WeightsError> {
+    let (judge, size) = (model.judge(), model.header().settings.size as usize);
+    let views = judge.map_or(0, |judge| judge.description().pooled_views());
+    let mut sources = vec![Source::features(network, model.projection(), size, views)?];
+    if let Some((judge, classifier)) = judge.and_then(|judge| Some((judge, judge.network()?))) {
+        sources.push(Source::classifier(classifier, judge.description().ways().len())?);
+    }
+    Ok(sources)
+}
+
 fn on_device(network: &ResNet18, engines: &Path, inspectors: &mut [Inspector]) -> Result<String, CudaError> {
     let device = Device::open()?;
     for inspector in inspectors {
-        let network = open_network(&device, inspector.model(), network, engines)?;
-        inspector.use_device(&device, network)?;
+        let networks = open_networks(&device, inspector.model(), network, engines)?;
+        inspector.use_device(&device, networks)?;
     }
     Ok(device.describe())
 }
 
-/// The network of a model's backbone and projection on a device, from its folder of engines.
-fn open_network(
+/// A model's networks on a device, from its folder of engines.
+fn open_networks(
     device: &Arc<Device>,
     model: &Model,
     network: &ResNet18,
     engines: &Path,
-) -> Result<Box<dyn DeviceNetwork>, CudaError> {
-    let failed = |why: String| NetworkError { name: "of backbone and projection".into(), why };
-    let size = model.header().settings.size as usize;
-    let source = Source::features(network, model.projection(), size).map_err(|error| failed(error.to_string()))?;
+) -> Result<Networks, CudaError> {
+    let failed = |why: String| NetworkError { name: "of a model".into(), why };
+    let sources = sources(model, network).map_err(|error| failed(error.to_string()))?;
     let runtime = Runtime::open().map_err(|error| failed(error.to_string()))?;
     let gpu = Gpu { name: device.name().to_owned(), capability: device.capability() };
-    let engine = engines::open(&runtime, &source, &gpu, engines).map_err(|error| failed(error.to_string()))?;
+    let mut opened = sources.iter().map(|source| open_network(device, &runtime, source, &gpu, engines));
+    let Some(features) = opened.next() else { unreachable!("every model has a backbone") };
+    Ok(Networks { features: features?, classifier: opened.next().transpose()? })
+}
+
+fn open_network(
+    device: &Arc<Device>,
+    runtime: &Runtime,
+    source: &Source,
+    gpu: &Gpu,
+    engines: &Path,
+) -> Result<Box<dyn DeviceNetwork>, CudaError> {
+    let failed = |why: String| NetworkError { name: source.kind().to_string(), why };
+    let engine = engines::open(runtime, source, gpu, engines).map_err(|error| failed(error.to_string()))?;
     let memory = WorkingMemory::new(device, "working memory of the network", engine.working_memory().max(1))?;
     let (address, bytes) = (memory.address(), memory.bytes());
     // SAFETY: the memory is the network's own, and given back after it.
-    let network = unsafe { TensorRtNetwork::new(engine, &source, address, bytes, memory) };
+    let network = unsafe { TensorRtNetwork::new(engine, source, address, bytes, memory) };
     Ok(Box::new(network.map_err(|error| failed(error.to_string()))?))
 }

@@ -8,7 +8,7 @@ use crate::backbone::Backbone;
 use crate::camera::Format;
 use crate::classifier::evidence::Witness;
 use crate::classifier::judge::Bench;
-use crate::cuda::{CellGraph, CellInput, CellSettings, CudaError, Device, DeviceNetwork, Start, Way};
+use crate::cuda::{CellGraph, CellInput, CellSettings, CudaError, Device, Networks, Start, Way};
 use crate::frame::Frame;
 use crate::heatmap::{Regions, Scores};
 use crate::model::Model;
@@ -24,7 +24,7 @@ use super::{Extractor, PipelineError, Scorer};
 /// Judges cells with one model. [`Inspector::inspect`] allocates nothing; [`Inspector::inspect_file`] does, to read the
 /// file.
 ///
-/// A [device](Self::use_device) may take the way from the image to the heatmap over. The cell during which it fails is
+/// A [device](Self::use_device) may take the way from the image to the heatmap over, and the networks that a judge asks. The cell during which it fails is
 /// [`Invalid::Internal`]; from the next one on the CPU does it all again.
 pub struct Inspector {
     model: Arc<Model>,
@@ -71,12 +71,11 @@ impl Inspector {
         Ok(Self { model, scorer, device: None, classifier })
     }
 
-    /// Lets `device` measure, with `network` to give it the projected maps of this model's backbone. Everything is allocated
-    /// and captured here.
+    /// Lets `device` measure, with this model's networks. Everything is allocated and captured here.
     ///
     /// # Errors
     /// If the device cannot do what the model asks for, or fails; the CPU goes on then.
-    pub fn use_device(&mut self, device: &Arc<Device>, network: Box<dyn DeviceNetwork>) -> Result<(), CudaError> {
+    pub fn use_device(&mut self, device: &Arc<Device>, networks: Networks) -> Result<(), CudaError> {
         let header = self.model.header();
         let projection = self.model.projection();
         let way = if self.scorer.straightens() { Way::Straighten } else { Way::Resample };
@@ -88,8 +87,9 @@ impl Inspector {
             // Without a calibration nothing is judged, and no region is asked for.
             level: header.calibration.as_ref().map_or(f32::INFINITY, |calibration| calibration.region),
             statistics: self.model.statistics(),
+            judge: self.model.judge().map(|judge| judge.description()),
         };
-        self.device = Some(CellGraph::new(device, network, &settings)?);
+        self.device = Some(CellGraph::new(device, networks, &settings)?);
         Ok(())
     }
 
@@ -219,7 +219,6 @@ impl Inspector {
         let distance = distances.get(calibration.kind);
         let score = calibration.score(distance);
         let mut outcome = calibration.decide(score);
-        let on_device = regions.is_some();
         let regions = regions.unwrap_or_else(|| self.scorer.regions(calibration.region));
         let mut latency = self.scorer.latency();
         latency.heatmap_us += lap(&mut clock);
@@ -227,15 +226,19 @@ impl Inspector {
         if let (Some(Classifier { bench, witness }), Some(header)) =
             (&mut self.classifier, &self.model.header().classifier)
         {
-            let views = header.judge.views as usize;
-            self.scorer.show_planes(witness);
-            // Only the kernel machine looks at features. A device gives none, so that the backbone runs here for it.
-            if bench.judge().kernel().is_some()
-                && let Err(reason) = self.scorer.show_features(witness, views, !on_device)
-            {
-                return Verdict { latency, ..Verdict::invalid(reason) };
-            }
-            let opinion = bench.hear(witness, 0);
+            let opinion = if let Some(device) = &self.device {
+                witness.take_over(self.scorer.heatmap(), device.pooled());
+                bench.weigh_logits(device.logits(), witness.row(), 0)
+            } else {
+                let views = header.judge.pooled_views();
+                self.scorer.show_planes(witness);
+                if views > 0
+                    && let Err(reason) = self.scorer.show_features(witness, views)
+                {
+                    return Verdict { latency, ..Verdict::invalid(reason) };
+                }
+                bench.hear(witness, 0)
+            };
             latency.classifier_us = lap(&mut clock);
             let Some(opinion) = opinion else {
                 return Verdict { latency, ..Verdict::invalid(Invalid::NotFinite) };

@@ -175,8 +175,8 @@ impl Scorer {
         self.extractor.side()
     }
 
-    /// Takes over what another backend made of the rectified image: the heatmap, smoothed, and the microseconds that it
-    /// took, which count as the backbone's.
+    /// Takes over what another backend made of the rectified image: the heatmap, smoothed, and the microseconds that all of
+    /// its work took, which count as the backbone's.
     ///
     /// # Panics
     /// If the heatmap has another size.
@@ -196,7 +196,7 @@ impl Scorer {
     /// If there are no such views, or the projection does not use all four stages.
     pub fn show(&mut self, witness: &mut Witness, views: usize) -> Result<(), Invalid> {
         self.show_planes(witness);
-        self.show_features(witness, views, true)
+        self.show_features(witness, views)
     }
 
     /// Shows the heatmap and the image of that cell, and no features.
@@ -205,19 +205,16 @@ impl Scorer {
         witness.see_image(self.extractor.image());
     }
 
-    /// Shows the features of `views` views of that cell, after [`show_planes`](Self::show_planes). Those of the first view are
-    /// at hand if the cell was `projected`; each other costs a run of the backbone.
+    /// Shows the features of `views` views of that cell, after [`show_planes`](Self::show_planes).
     ///
     /// # Errors
     /// If the backbone refuses.
     ///
     /// # Panics
     /// As [`show`](Self::show).
-    pub fn show_features(&mut self, witness: &mut Witness, views: usize, projected: bool) -> Result<(), Invalid> {
-        if projected {
-            witness.see_features(self.extractor.pyramid());
-        }
-        for index in usize::from(projected)..views {
+    pub fn show_features(&mut self, witness: &mut Witness, views: usize) -> Result<(), Invalid> {
+        witness.see_features(self.extractor.pyramid());
+        for index in 1..views {
             let features = self.extractor.features(evidence::view(index));
             witness.see_features(features.map_err(|error| Invalid::Backbone(error.to_string()))?);
         }

@@ -8,8 +8,8 @@
 //!
 //! [`Source`] writes the two networks of a model as ONNX: the backbone with the projection folded in, and the classifier.
 //! [`engines`] builds an engine of one on the device and keeps it in a file, which names what it was built of and for and is
-//! refused elsewhere. [`TensorRtNetwork`] runs it in working memory that the caller gives, and allocates nothing then. Cells are
-//! measured with the first network alone: classifier, kernel machine, judge and verdict stay on the CPU.
+//! refused elsewhere. [`TensorRtNetwork`] runs it in working memory that the caller gives, and allocates nothing then. Kernel
+//! machine, judge and verdict stay on the CPU.
 //!
 //! TensorRT itself is loaded when a [`Runtime`] is opened, through the C++ of `shim.cpp`, which `--features tensorrt` compiles.
 //! Without the feature all of this is there, and [`Runtime::open`] says what is missing.

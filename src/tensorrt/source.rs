@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::engine::{Element, Tensor};
 use crate::backbone::onnx::{export_classifier, export_features, map_stride};
 use crate::backbone::weights::{Precision, WeightsError};
-use crate::backbone::{Identity, ResNet18, STAGE_STRIDES};
+use crate::backbone::{Identity, ResNet18, STAGE_CHANNELS, STAGE_STRIDES};
 use crate::classifier::{Folded, SIDE};
 use crate::embedding::Projection;
 
@@ -39,29 +39,40 @@ pub struct Source {
 }
 
 impl Source {
-    /// The backbone for images of side `size`, with the projection folded in: see
-    /// [`export_features`] for its input and outputs.
+    /// The backbone for images of side `size`, with the projection folded in, and with its stages for `views` views whose
+    /// features are pooled (0: none): see [`export_features`] for its input and outputs.
     ///
     /// # Errors
     /// If the side is none, or a weight does not fit a half.
-    pub fn features(network: &ResNet18, projection: &Projection, size: usize) -> Result<Self, WeightsError> {
-        let onnx = export_features(network, projection, size, Precision::F16)?;
+    pub fn features(
+        network: &ResNet18,
+        projection: &Projection,
+        size: usize,
+        views: usize,
+    ) -> Result<Self, WeightsError> {
+        let onnx = export_features(network, projection, size, views, Precision::F16)?;
+        let images = views.max(1);
         let maps = (0..4).filter(|&stage| projection.uses(stage)).map(|stage| {
             let side = size / STAGE_STRIDES[stage];
-            halves(&format!("map{}", stage + 1), false, &[1, side, side, map_stride(projection.k())])
+            halves(&format!("map{}", stage + 1), false, &[images, side, side, map_stride(projection.k())])
         });
-        let tensors = std::iter::once(halves("image", true, &[1, 1, size, size])).chain(maps).collect();
+        let stages = (0..4).filter(|_| views > 0).map(|stage| {
+            let side = size / STAGE_STRIDES[stage];
+            halves(&format!("stage{}_nhwc", stage + 1), false, &[images, side, side, STAGE_CHANNELS[stage]])
+        });
+        let tensors =
+            std::iter::once(halves("image", true, &[images, 1, size, size])).chain(maps).chain(stages).collect();
         Ok(Self { kind: Kind::Features, onnx, tensors })
     }
 
-    /// A classifier: planes of 64×64 in, logits and probabilities out.
+    /// A classifier of `samples` samples at once: planes of 64×64 in, logits and probabilities out.
     ///
     /// # Errors
     /// If a weight does not fit a half.
-    pub fn classifier(network: &Folded) -> Result<Self, WeightsError> {
-        let onnx = export_classifier(network, Precision::F16)?;
-        let image = halves("image", true, &[1, network.inputs, SIDE, SIDE]);
-        let output = |name| halves(name, false, &[1, network.classes]);
+    pub fn classifier(network: &Folded, samples: usize) -> Result<Self, WeightsError> {
+        let onnx = export_classifier(network, samples, Precision::F16)?;
+        let image = halves("image", true, &[samples, network.inputs, SIDE, SIDE]);
+        let output = |name| halves(name, false, &[samples, network.classes]);
         Ok(Self { kind: Kind::Classifier, onnx, tensors: vec![image, output("logits"), output("probabilities")] })
     }
 
@@ -77,7 +88,8 @@ impl Source {
         &self.onnx
     }
 
-    /// BLAKE3 of the ONNX model: another backbone, projection, side or classifier has another.
+    /// BLAKE3 of the ONNX model: another backbone, projection, side, classifier or number of
+    /// images has another.
     #[must_use]
     pub fn hash(&self) -> Identity {
         Identity(*blake3::hash(&self.onnx).as_bytes())

@@ -201,7 +201,8 @@ pub struct Latency {
     pub distance_us: u32,
     /// Smoothing, scores and regions.
     pub heatmap_us: u32,
-    /// The classifier, with the runs of the backbone for further views.
+    /// The classifier, with the runs of the backbone for further views; on a device, which runs these networks in one go with the
+    /// backbone, the weighing alone.
     pub classifier_us: u32,
 }
 

@@ -2,9 +2,10 @@
 
 check_onnx.py MODEL INPUT TOLERANCE EXPECTED...
 
-INPUT is the image as raw little-endian f32, plane after plane, row by row. EXPECTED are the outputs, all of a network's
-stages, its projected maps or a classifier's logits and probabilities, as raw little-endian f32; stages and maps channels last
-(pixels * channels), as the model's own maps are.
+INPUT is the image as raw little-endian f32, plane after plane, row by row; one image after the other, where the model takes
+several. EXPECTED are the outputs, all of a network's stages, its projected maps with or without the stages behind them, or a
+classifier's logits and probabilities, as raw little-endian f32; stages and maps channels last (pixels * channels), as the
+model's own maps are.
 TOLERANCE bounds, for each output, the largest difference divided by its largest absolute value. Prints one line an
 output; exits with 1 if any is beyond the tolerance. Needs numpy, onnx and onnxruntime.
 """
@@ -27,21 +28,23 @@ def main():
     dtype = {"tensor(float)": np.float32, "tensor(float16)": np.float16}[given.type]
     image = np.fromfile(input_path, "<f4").reshape(given.shape).astype(dtype)
     names = [output.name for output in session.get_outputs()]
-    maps = all(name in ("map1", "map2", "map3", "map4") for name in names)
-    assert maps or names in (["stage1", "stage2", "stage3", "stage4"], ["logits", "probabilities"]), names
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    last = [f"{stage}_nhwc" for stage in stages]
+    maps = [name for name in ("map1", "map2", "map3", "map4") if name in names]
+    assert names in (stages, ["logits", "probabilities"], maps, maps + last), names
 
     failed = False
     for name, got, path in zip(names, session.run(names, {given.name: image}), expected_paths, strict=True):
         assert got.dtype == dtype, (name, got.dtype)
         batch, *shape = got.shape
-        assert batch == 1, got.shape
+        assert batch == given.shape[0], got.shape
         expected = np.fromfile(path, "<f4")
-        if maps:
-            expected = expected.reshape(shape)
+        if name in maps + last:
+            expected = expected.reshape(got.shape)
         else:
             channels, *pixels = shape
-            expected = np.moveaxis(expected.reshape(*pixels, channels), -1, 0)
-        error = np.abs(got[0].astype(np.float64) - expected).max() / np.abs(expected).max()
+            expected = np.moveaxis(expected.reshape(batch, *pixels, channels), -1, 1)
+        error = np.abs(got.astype(np.float64) - expected).max() / np.abs(expected).max()
         print(f"{name}: {dtype.__name__} {got.shape}, relative error {error:.2e}")
         failed |= not error <= float(tolerance)
     sys.exit(1 if failed else 0)

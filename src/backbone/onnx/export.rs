@@ -51,19 +51,25 @@ pub fn map_stride(k: usize) -> usize {
 /// For each stage s that the projection uses, in order, there is an output `maps`, `[1, side, side, stride]`: channels last,
 /// k of them and zeros up to [`map_stride`]. The other stages have none, and what comes after the last used one is left out.
 ///
+/// Where features of `views` views of a cell are to be pooled (0: none), the input is `[views, 1, size, size]`, the maps have as
+/// many images, and outputs `stage1_nhwc` to `stage4_nhwc`, `[views, side, side, channels]`, give all four stages: what
+/// `kernels/judge.cu` reads.
+///
 /// # Errors
 /// As [`export_onnx`].
 pub fn export_features(
     network: &ResNet18,
     projection: &Projection,
     size: usize,
+    views: usize,
     precision: Precision,
 ) -> Result<Vec<u8>, WeightsError> {
     if !is_side(size) {
         return Err(BackboneError::Side(size).into());
     }
     let wanted: [bool; 4] = std::array::from_fn(|stage| projection.uses(stage));
-    let depth = depth(wanted);
+    let depth = if views > 0 { 4 } else { depth(wanted) };
+    let images = views.max(1);
     let needed: Vec<Conv> = (network.convs().iter())
         .filter(|conv| !(depth..4).any(|layer| conv.name.starts_with(&format!("layer{}.", layer + 1))))
         .cloned()
@@ -84,19 +90,25 @@ pub fn export_features(
         let projected = graph.conv(&conv, &format!("stage{}", stage + 1))?;
         let map =
             graph.node("Transpose", &[&projected], &format!("map{}", stage + 1), vec![ints("perm", &[0, 2, 3, 1])]);
-        outputs.push(graph.value(&map, &[1, side, side, stride]));
+        outputs.push(graph.value(&map, &[images, side, side, stride]));
     }
-    let input = vec![graph.value("image", &[1, 1, size, size])];
+    for stage in (0..4).filter(|_| views > 0) {
+        let (channels, side, name) =
+            (STAGE_CHANNELS[stage], size / STAGE_STRIDES[stage], format!("stage{}", stage + 1));
+        let last = graph.node("Transpose", &[&name], &format!("{name}_nhwc"), vec![ints("perm", &[0, 2, 3, 1])]);
+        outputs.push(graph.value(&last, &[images, side, side, channels]));
+    }
+    let input = vec![graph.value("image", &[images, 1, size, size])];
     let properties = [("cellgate.identity", network.identity().to_string())];
     Ok(graph.model("Grey ResNet18 with the projection of a model.", input, outputs, &properties))
 }
 
-/// A trained classifier as an ONNX model, as [`export_onnx`] otherwise: input `image` is `[1, planes, 64, 64]`, outputs are
-/// `logits` and their softmax, `probabilities`, each `[1, classes]`.
+/// A trained classifier as an ONNX model, as [`export_onnx`] otherwise, for `samples` samples at once: input `image` is
+/// `[samples, planes, 64, 64]`, outputs are `logits` and their softmax, `probabilities`, each `[samples, classes]`.
 ///
 /// # Errors
 /// A number does not fit FP16.
-pub fn export_classifier(net: &Folded, precision: Precision) -> Result<Vec<u8>, WeightsError> {
+pub fn export_classifier(net: &Folded, samples: usize, precision: Precision) -> Result<Vec<u8>, WeightsError> {
     let (features, classes) = (STAGE_CHANNELS[3], net.classes);
     let mut graph = Graph { precision, nodes: Vec::new(), initializers: Vec::new() };
     let map = graph.stages(&net.convs)?;
@@ -109,8 +121,8 @@ pub fn export_classifier(net: &Folded, precision: Precision) -> Result<Vec<u8>, 
     graph.tensor("fc.bias", &[classes], &net.fc_bias)?;
     let logits = graph.node("Gemm", &[&mean, "fc.weight", "fc.bias"], "logits", Vec::new());
     graph.node("Softmax", &[&logits], "probabilities", Vec::new());
-    let input = vec![graph.value("image", &[1, net.inputs, SIDE, SIDE])];
-    let output = ["logits", "probabilities"].map(|name| graph.value(name, &[1, classes])).to_vec();
+    let input = vec![graph.value("image", &[samples, net.inputs, SIDE, SIDE])];
+    let output = ["logits", "probabilities"].map(|name| graph.value(name, &[samples, classes])).to_vec();
     Ok(graph.model("Classifier: ResNet18, batch norm folded.", input, output, &[]))
 }
 

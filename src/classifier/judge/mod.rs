@@ -11,12 +11,13 @@ mod stored;
 
 use std::sync::Arc;
 
+use half::f16;
 use serde::{Deserialize, Serialize};
 
 use super::SIDE;
 use super::evidence::{MAX_VIEWS, Witness};
 use super::infer::Classifier;
-use super::kernel::{KernelError, KernelMachine, Scratch};
+use super::kernel::{KernelError, KernelMachine, Scratch, Uses};
 use super::network::{Folded, NetworkError};
 use super::planes::{PLANE, Planes, turned};
 use crate::simd::Isa;
@@ -130,6 +131,19 @@ impl Judge {
 }
 
 impl Description {
+    /// Views of the image whose features are pooled: none if no kernel machine looks at them.
+    #[must_use]
+    pub fn pooled_views(&self) -> usize {
+        let looks = self.kernel.as_ref().is_some_and(|kernel| kernel.uses != Uses::Heat);
+        if looks { self.views as usize } else { 0 }
+    }
+
+    /// The ways, as [`turned`] numbers them, in which the planes are laid before the network.
+    #[must_use]
+    pub fn ways(&self) -> &'static [usize] {
+        &WAYS[..self.flips as usize]
+    }
+
     /// Whether the numbers are in range and agree.
     ///
     /// # Errors
@@ -207,12 +221,29 @@ impl Bench {
 
     /// As [`hear`](Self::hear), of planes and row.
     pub fn weigh(&mut self, planes: &[f32], row: &[f32], kind: usize) -> Option<Opinion> {
-        let judge = Arc::clone(&self.judge);
-        let levels = judge.description.levels as usize;
         self.sum.fill(0.0);
         if self.classifier.is_some() {
             self.ask_network(planes);
         }
+        self.conclude(row, kind)
+    }
+
+    /// As [`weigh`](Self::weigh), where a device has asked the network: `logits` are those of each level, for each of the
+    /// [ways](Description::ways) in turn; whatever they are if the judge asks no network.
+    pub fn weigh_logits(&mut self, logits: &[f16], row: &[f32], kind: usize) -> Option<Opinion> {
+        let (flips, levels) = (self.judge.description.flips as usize, self.sum.len());
+        // Fewer or more than these are of something else, and say nothing.
+        self.sum.fill(if logits.len() == flips * levels { 0.0 } else { f32::NAN });
+        for way in logits.chunks_exact(levels) {
+            self.sum.iter_mut().zip(way).for_each(|(sum, x)| *sum += x.to_f32() / flips as f32);
+        }
+        self.conclude(row, kind)
+    }
+
+    /// What the network's logits in `sum` and the kernel machine say together.
+    fn conclude(&mut self, row: &[f32], kind: usize) -> Option<Opinion> {
+        let judge = Arc::clone(&self.judge);
+        let levels = judge.description.levels as usize;
         self.scores.fill(0.0);
         if let (Some(kernel), Some(scratch)) = (&judge.kernel, &mut self.scratch) {
             kernel.scores(row, kind, scratch, &mut self.scores);
@@ -233,9 +264,9 @@ impl Bench {
     /// The network's logits, averaged over the ways of the square, to `sum`.
     fn ask_network(&mut self, planes: &[f32]) {
         let Some(classifier) = &mut self.classifier else { return };
-        let flips = self.judge.description.flips as usize;
+        let ways = self.judge.description.ways();
         let count = classifier.planes();
-        for &way in &WAYS[..flips] {
+        for &way in ways {
             let mut input: [&[f32]; 2] = [&[]; 2];
             for (plane, (from, to)) in planes.chunks_exact(PLANE).zip(self.turned.chunks_exact_mut(PLANE)).enumerate() {
                 if way == 0 {
@@ -249,7 +280,7 @@ impl Bench {
             if classifier.logits(&input[..count], &mut self.one).is_err() {
                 self.one.fill(f32::NAN);
             }
-            self.sum.iter_mut().zip(&self.one).for_each(|(sum, x)| *sum += x / flips as f32);
+            self.sum.iter_mut().zip(&self.one).for_each(|(sum, x)| *sum += x / ways.len() as f32);
         }
     }
 }

@@ -74,6 +74,41 @@ fn a_judge_tells_levels_apart_and_comes_back_from_its_parts() {
 }
 
 #[test]
+fn what_a_device_says_is_weighed_as_what_the_bench_says() {
+    let (taught, cells, _) = taught(Some(Planes::HeatmapAndImage), Some(Uses::Both));
+    let judge = Arc::new(taught.judge);
+    let alone = || Arc::new(Workers::new(1));
+    let mut bench = Bench::new(Arc::clone(&judge), Isa::detect(), alone()).unwrap();
+    let mut classifier = Classifier::new(judge.network().unwrap(), Isa::detect(), alone()).unwrap();
+    assert_eq!((judge.description().ways(), judge.description().pooled_views()), (&[0, 4][..], 1));
+    for cell in &cells[..6] {
+        let mut said = Vec::new();
+        for &way in judge.description().ways() {
+            let mut planes = vec![0.0; 2 * PLANE];
+            for (from, to) in cell.planes.chunks_exact(PLANE).zip(planes.chunks_exact_mut(PLANE)) {
+                turned(way).apply(from, to, SIDE);
+            }
+            let mut logits = [0.0; 3];
+            classifier.logits(&[&planes[..PLANE], &planes[PLANE..]], &mut logits).unwrap();
+            said.extend(logits.map(f16::from_f32));
+        }
+        let own = bench.weigh(&cell.planes, &cell.row, 0).unwrap();
+        let other = bench.weigh_logits(&said, &cell.row, 0).unwrap();
+        for (a, b) in own.logits().iter().zip(other.logits()) {
+            assert!((a - b).abs() <= 2e-3 * a.abs().max(1.0), "{own:?} {other:?}");
+        }
+        assert_eq!(bench.weigh_logits(&said[..3], &cell.row, 0), None, "one way is missing");
+        said[4] = f16::NAN;
+        assert_eq!(bench.weigh_logits(&said, &cell.row, 0), None);
+    }
+    let description = judge.description().clone();
+    let kernel =
+        description.kernel.clone().map(|kernel| crate::classifier::kernel::Description { uses: Uses::Heat, ..kernel });
+    assert_eq!(Description { kernel, ..description.clone() }.pooled_views(), 0, "the heatmap alone is looked at");
+    assert_eq!(Description { kernel: None, ..description }.pooled_views(), 0);
+}
+
+#[test]
 fn a_number_that_is_not_finite_gives_no_opinion() {
     let (taught, cells, _) = taught(Some(Planes::HeatmapAndImage), Some(Uses::Both));
     let mut bench = Bench::new(Arc::new(taught.judge), Isa::detect(), Arc::new(Workers::new(1))).unwrap();

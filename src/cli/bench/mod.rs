@@ -18,9 +18,9 @@ use crate::embedding::Stages;
 /// --streams 1 (the default) is latency mode: all threads work on one cell. --streams N is throughput mode: N cells in
 /// flight, the threads shared among them; each takes longer, more are done in an hour.
 ///
-/// On a device (--backend) the whole way from the frame to the heatmap is one launch, whose time stands under `backbone`;
-/// its steps are then timed one by one, by the device's own clock. With --correct the frame is corrected there before, which
-/// is part of `all`.
+/// On a device (--backend) the whole way from the frame to the heatmap, with the networks that a classifier asks, is one launch,
+/// whose time stands under `backbone`; its steps are then timed one by one, by the device's own clock. With --correct the
+/// frame is corrected there before, which is part of `all`.
 ///
 /// With --layers: for each step of the network the algorithm, multiply-adds, bytes, median time, and how near it comes to
 /// the two roofs of this machine, both measured in the same run: multiply-adds in registers, and reading from memory.
