@@ -43,19 +43,21 @@ fn real_cells_are_judged_as_on_the_cpu() {
     let model = Arc::new(Model::open(&common::fitted_model(folder.path(), settings, &fitted)).unwrap());
     let bed = Bed::of(folder, model);
     let (mut cpu, mut device) = (bed.inspector(), bed.on_device(&turn).unwrap());
-    let (mut worst, mut rejected) = (0.0_f32, 0);
+    let (mut worst, mut measured, mut rejected) = (0.0_f32, 0, 0);
     for path in good[FITTED..][..JUDGED].iter().chain(&defective[..JUDGED]) {
         let (want, got) = (cpu.inspect_file(path), device.inspect_file(path));
         let cell = path.file_stem().unwrap().to_string_lossy();
         assert_like(&got, &want, &cell);
-        let (a, b) = (got.distances.unwrap(), want.distances.unwrap());
+        // Those that are too dark are refused.
+        let (Some(a), Some(b)) = (got.distances, want.distances) else { continue };
         for (a, b) in [(a.top, b.top), (a.max, b.max), (a.mean, b.mean)] {
             worst = worst.max((a - b).abs() / b);
         }
+        measured += 1;
         rejected += usize::from(want.outcome == Outcome::Reject);
         assert_eq!(cpu.image(), device.image(), "{cell}: the image is another");
     }
     assert!(device.device().is_some(), "went to the CPU");
-    println!("{} cells, {rejected} rejected; a distance is off by up to {worst:.1e} of itself", 2 * JUDGED);
-    assert!((1..2 * JUDGED).contains(&rejected), "{rejected} rejected");
+    println!("{measured} cells measured, {rejected} rejected; a distance is off by up to {worst:.1e} of itself");
+    assert!(measured > JUDGED && (1..measured).contains(&rejected), "{measured} measured, {rejected} rejected");
 }
