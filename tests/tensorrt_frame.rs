@@ -116,9 +116,10 @@ fn a_cell_is_judged_as_on_the_cpu_and_without_an_engine_on_the_cpu() {
     let calls = test.double.calls();
     drop(inspectors);
     assert_eq!((test.double.live(), turn.alive()), (0, 0), "leaked");
+    let mut refused = inspector();
     for n in 1..=calls {
         test.double.fail(n);
-        let error = engage(Backend::Cuda, &mut inspector()).unwrap_err().to_string();
+        let error = engage(Backend::Cuda, &mut refused).unwrap_err().to_string();
         assert!(error.contains("injected failure of"), "call {n}: {error}");
         assert_eq!((test.double.live(), turn.alive()), (0, 0), "call {n} leaked");
     }

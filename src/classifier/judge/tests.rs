@@ -59,6 +59,9 @@ fn a_judge_tells_levels_apart_and_comes_back_from_its_parts() {
         for (cell, &level) in cells.iter().zip(&level) {
             let opinion = first.weigh(&cell.planes, &cell.row, 0).unwrap();
             assert_eq!(Some(opinion), second.weigh(&cell.planes, &cell.row, 0));
+            if planes.is_none() {
+                assert_eq!(Some(opinion), second.weigh_logits(&[], &cell.row, 0), "no network, no logits");
+            }
             let p = opinion.probabilities();
             assert!((p[..3].iter().sum::<f32>() - 1.0).abs() < 1e-6 && p.iter().all(|p| (0.0..=1.0).contains(p)));
             assert!(opinion.at_least(0) == 1.0 && opinion.at_least(1) >= opinion.at_least(2));
