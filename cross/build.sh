@@ -84,9 +84,7 @@ runner() {
     if [ "$jetpack" = 5 ]; then
         printf 'qemu-aarch64-static -L %s\n' "$(debian11)"
     else
-        # Without -L: the cross compiler's own libc hangs in pthread_create.
-        [ -e /lib/aarch64-linux-gnu/libgcc_s.so.1 ] ||
-            fail "no ARM libraries: dpkg --add-architecture arm64; apt-get install libc6:arm64 libgcc-s1:arm64"
+        arm_libraries
         printf 'qemu-aarch64-static\n'
     fi
 }
