@@ -77,7 +77,8 @@ fn double() -> Option<&'static Double> {
             let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
             let headers = write_stubs(folder.path())?;
             let path = folder.path().join("libtensorrt_double.so");
-            let mut compiler = compile("g++", &headers, folder.path());
+            let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
+            let mut compiler = compile(&compiler, &headers, folder.path());
             compiler.args(["-fPIC", "-shared"]).arg(sources().join("fake.cpp")).arg("-o").arg(&path);
             assert!(compiler.status().ok()?.success(), "fake.cpp was not compiled");
             let name = CString::new(path.to_str().unwrap()).unwrap();
