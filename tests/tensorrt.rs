@@ -116,6 +116,7 @@ fn each_major_version_with_headers_is_served_from_its_oldest_library_on() {
     if doubles.is_empty() {
         return common::skip(test, "g++, python3 and TENSORRT_INCLUDE, which `cargo xtask tensorrt-headers` prints");
     }
+    let network = classifier();
     for double in &doubles {
         let major = double.runtime().unwrap().version().major;
         for (minor, patch) in [(0, 0), (2, 9), (3, 0), (99, 99)] {
@@ -129,7 +130,7 @@ fn each_major_version_with_headers_is_served_from_its_oldest_library_on() {
             }
             let runtime = double.runtime().unwrap();
             assert_eq!(runtime.version().to_string(), format!("{major}.{minor}.{patch}"));
-            assert_eq!(engine(&runtime, &classifier()).unwrap().tensors(), classifier().tensors());
+            assert_eq!(engine(&runtime, &network).unwrap().tensors(), network.tensors());
         }
         assert_eq!(double.live(), 0);
     }
