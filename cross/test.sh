@@ -53,8 +53,10 @@ emulated=(--skip what_is_no_video_device_is_refused)
 kernels=(simd:: workers:: backbone::cpu:: embedding:: gaussian:: classifier::features classifier::kernel
     preprocess::sensor the_drawing_is_the_same)
 station=(camera:: display:: gpio:: model:: operations:: outbox:: station:: update:: verdict::)
-# Too long for CI: networks and conv1 at larger sizes, many fits of the kernel machine, long days of a line.
-long=(reference_at_96 tiles_over_the_edge up_to_the_edge out_of_fold_is the_settings_are_those hundred_thousand_cells)
+# Too long for CI: networks and conv1 at larger sizes, many fits of the kernel machine, long days of a line, an update that
+# is disturbed at every operation.
+long=(reference_at_96 tiles_over_the_edge up_to_the_edge out_of_fold_is the_settings_are_those hundred_thousand_cells
+    at_every_operation after_every_operation)
 # A cell's way on the double of CUDA's driver, an error of each call for it, and devices that are refused.
 cuda=(verdicts_are_the_cpus whatever_call_fails_for_a_cell devices_and_drivers)
 tensorrt=(a_run_takes_the_input an_error_at_every_call)
