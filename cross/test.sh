@@ -56,7 +56,7 @@ station=(camera:: display:: gpio:: model:: operations:: outbox:: station:: updat
 # Too long for CI: networks and conv1 at larger sizes, many fits of the kernel machine, long days of a line, an update that
 # is disturbed at every operation.
 long=(reference_at_96 tiles_over_the_edge up_to_the_edge out_of_fold_is the_settings_are_those hundred_thousand_cells
-    at_every_operation after_every_operation)
+    at_every_operation after_every_operation whatever_happens_the_station)
 # A cell's way on the double of CUDA's driver, an error of each call for it, and devices that are refused.
 cuda=(verdicts_are_the_cpus whatever_call_fails_for_a_cell devices_and_drivers)
 tensorrt=(a_run_takes_the_input an_error_at_every_call)
