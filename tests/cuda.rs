@@ -3,7 +3,7 @@
 
 #![cfg(target_os = "linux")]
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use cellgate::backbone::ResNet18;
 use cellgate::backbone::cpu::CpuBackbone;
@@ -37,18 +37,11 @@ struct Bed {
 }
 
 impl Bed {
-    /// Of the small model, which is fitted once, or of a judged one.
     fn new(judged: bool) -> Self {
-        static SMALL: OnceLock<Vec<u8>> = OnceLock::new();
         let folder = tempfile::tempdir().unwrap();
         let path = match judged {
             true => common::judged_model(folder.path(), 64, 16, 24, 2),
-            false => {
-                let fitted = || std::fs::read(common::small_model(folder.path(), 64, 16, 24)).unwrap();
-                let path = folder.path().join("small.cgm");
-                std::fs::write(&path, SMALL.get_or_init(fitted)).unwrap();
-                path
-            }
+            false => common::small_model(folder.path(), 64, 16, 24),
         };
         let model = Arc::new(Model::open(&path).unwrap());
         Self::of(folder, model)
