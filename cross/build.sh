@@ -13,7 +13,7 @@ Builds the release and checks what it asks of the system that will run it.
 
   --jetpack N      the oldest JetPack that is to run it: 5 (glibc 2.31, the default; runs on 6 and 7 too) or 6 (glibc 2.35)
   --arch NAME      aarch64 (the default), or x86_64 with the same promise
-  --features LIST  cargo's; `tensorrt` needs its headers' folder in TENSORRT_INCLUDE
+  --features LIST  cargo's; `tensorrt` takes TensorRT's headers from TENSORRT_INCLUDE, or fetches those of 10 and 11
   --manual DIR     write the manual pages and the shells' completions there, too
   --no-start       do not start the result
 
@@ -42,8 +42,7 @@ case $jetpack in
 esac
 case ",$features," in
 *,tensorrt,*)
-    [ -n "${TENSORRT_INCLUDE:-}" ] || fail "--features tensorrt needs TENSORRT_INCLUDE, the folder of NvInfer.h"
-    [ -e "$TENSORRT_INCLUDE/NvInfer.h" ] || fail "TENSORRT_INCLUDE=$TENSORRT_INCLUDE has no NvInfer.h"
+    [ -n "${TENSORRT_INCLUDE:-}" ] || TENSORRT_INCLUDE=$(cargo xtask tensorrt-headers)
     export TENSORRT_INCLUDE
     ;;
 esac
@@ -59,36 +58,9 @@ highest_glibc() {
     readelf --wide --version-info "$1" | grep -o 'GLIBC_[0-9.]*' | sort --version-sort --unique | tail -n 1 | cut -d_ -f2
 }
 
-# Debian 11 has the glibc of JetPack 5: its loader and libraries, unpacked, stand in for it.
-debian11() {
-    local folder=$PWD/target/debian11-arm64 options package
-    if [ ! -e "$folder/system/lib/aarch64-linux-gnu/libc.so.6" ]; then
-        mkdir -p "$folder"/{lists,cache/archives}/partial "$folder/system"
-        printf 'deb [arch=arm64] %s bullseye main\n' "$(debian_mirror)" >"$folder/sources.list"
-        options=(-qq -o "Dir::Etc::sourcelist=$folder/sources.list" -o Dir::Etc::sourceparts=/dev/null
-            -o "Dir::State::lists=$folder/lists" -o Dir::State::status=/dev/null -o "Dir::Cache=$folder/cache"
-            -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o Acquire::Languages=none -o APT::Sandbox::User=root)
-        apt-get "${options[@]}" update >&2
-        (cd "$folder" && apt-get "${options[@]}" download libc6 libgcc-s1 >&2)
-        for package in "$folder"/*.deb; do
-            dpkg-deb --extract "$package" "$folder/system"
-        done
-    fi
-    printf '%s/system\n' "$folder"
-}
-
-# The command that starts an aarch64 program here.
-runner() {
-    [ "$arch" != "$(uname -m)" ] || return 0
-    needs qemu-aarch64-static qemu-user-static
-    if [ "$jetpack" = 5 ]; then
-        printf 'qemu-aarch64-static -L %s\n' "$(debian11)"
-    else
-        # Without -L: the cross compiler's own libc hangs in pthread_create.
-        [ -e /lib/aarch64-linux-gnu/libgcc_s.so.1 ] ||
-            fail "no ARM libraries: dpkg --add-architecture arm64; apt-get install libc6:arm64 libgcc-s1:arm64"
-        printf 'qemu-aarch64-static\n'
-    fi
+# What a program loads when it starts, beside the loader.
+libraries() {
+    readelf --wide --dynamic "$1" | sed -n 's/.*(NEEDED).*\[\(.*\)\]$/\1/p' | grep -v '^ld-linux' | sort | paste -sd ' '
 }
 
 needs rustup rustup
@@ -105,16 +77,23 @@ program=$(built "$arch")
 found=$(highest_glibc "$program")
 [ "$(printf '%s\n' "$found" "$glibc" | sort --version-sort | tail -n 1)" = "$glibc" ] ||
     fail "$program needs glibc $found, and JetPack $jetpack has $glibc"
-printf '%s\n  size: %s bytes\n  needs glibc %s (JetPack %s has %s)\n' "$program" "$(stat -c %s "$program")" "$found" \
-    "$jetpack" "$glibc"
+# What the package depends on. The shim's C++ brings Zig's libc++ along: no system's libstdc++, with versions of its own, is asked for.
+for library in $(libraries "$program"); do
+    case $library in
+    libc.so.6 | libm.so.6 | libdl.so.2 | libpthread.so.0 | librt.so.1 | libgcc_s.so.1) ;;
+    *) fail "$program needs $library, which deploy/debian/control does not promise" ;;
+    esac
+done
+printf '%s\n  size: %s bytes\n  needs glibc %s (JetPack %s has %s), and loads %s\n' "$program" "$(stat -c %s "$program")" "$found" \
+    "$jetpack" "$glibc" "$(libraries "$program")"
 if [ -n "$manual" ]; then
     # Not in one go with the program, which must be the same with and without.
     build --package cellgate-manual
-    read -r -a run <<<"$(runner)"
+    read -r -a run <<<"$(runner "$arch" "$jetpack")"
     "${run[@]}" "${program%/*}/cellgate-manual" "$manual"
 fi
 if [ "$start" = yes ]; then
-    read -r -a run <<<"$(runner)"
+    read -r -a run <<<"$(runner "$arch" "$jetpack")"
     "${run[@]}" "$program" --version
     began=$(date +%s%N)
     for _ in 1 2 3 4 5; do

@@ -36,6 +36,14 @@ built() {
     printf '%s/%s/release/cellgate\n' "${CARGO_TARGET_DIR:-target}" "$(triple "$1")"
 }
 
+# The libraries of an aarch64 program under qemu-aarch64-static. Without its -L: the cross compiler's own libc hangs in
+# pthread_create.
+arm_libraries() {
+    if ! [ -e /lib/aarch64-linux-gnu/libgcc_s.so.1 ] || ! [ -e /usr/lib/aarch64-linux-gnu/libstdc++.so.6 ]; then
+        fail "no ARM libraries: dpkg --add-architecture arm64; apt-get install libc6:arm64 libgcc-s1:arm64 libstdc++6:arm64"
+    fi
+}
+
 # The time of a release is that of its commit, so that the same commit gives the same bytes on another day.
 release_time() {
     if [ -z "${SOURCE_DATE_EPOCH:-}" ]; then
@@ -70,4 +78,34 @@ debian_mirror() {
     mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $(debian_suite)" | head -n 1)
     [ -n "$mirror" ] || fail "apt knows no mirror: apt-get update"
     printf '%s\n' "$mirror"
+}
+
+# Debian 11 has the glibc of JetPack 5: its loader and libraries, unpacked, stand in for it.
+debian11() {
+    local folder=$PWD/target/debian11-arm64 options package
+    if [ ! -e "$folder/system/lib/aarch64-linux-gnu/libc.so.6" ]; then
+        mkdir -p "$folder"/{lists,cache/archives}/partial "$folder/system"
+        printf 'deb [arch=arm64] %s bullseye main\n' "$(debian_mirror)" >"$folder/sources.list"
+        options=(-qq -o "Dir::Etc::sourcelist=$folder/sources.list" -o Dir::Etc::sourceparts=/dev/null
+            -o "Dir::State::lists=$folder/lists" -o Dir::State::status=/dev/null -o "Dir::Cache=$folder/cache"
+            -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o Acquire::Languages=none -o APT::Sandbox::User=root)
+        apt-get "${options[@]}" update >&2
+        (cd "$folder" && apt-get "${options[@]}" download libc6 libgcc-s1 >&2)
+        for package in "$folder"/*.deb; do
+            dpkg-deb --extract "$package" "$folder/system"
+        done
+    fi
+    printf '%s/system\n' "$folder"
+}
+
+# runner ARCHITECTURE JETPACK: the command that starts such a program here; empty if it needs none.
+runner() {
+    [ "$1" != "$(uname -m)" ] || return 0
+    needs qemu-aarch64-static qemu-user-static
+    if [ "$2" = 5 ]; then
+        printf 'qemu-aarch64-static -L %s\n' "$(debian11)"
+    else
+        arm_libraries
+        printf 'qemu-aarch64-static\n'
+    fi
 }

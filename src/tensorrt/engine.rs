@@ -5,9 +5,9 @@ use std::fmt;
 use std::ptr::{self, NonNull};
 
 use super::error::TensorRtError;
-use super::ffi;
+use super::ffi::{self, reason};
 use super::layers::{self, Layer};
-use super::runtime::{Runtime, Version, reason};
+use super::runtime::{Runtime, Version};
 
 /// What a tensor is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ unsafe impl Send for Engine {}
 impl Drop for Engine {
     fn drop(&mut self) {
         // SAFETY: contexts own the engine that they come from, so none is left.
-        unsafe { ffi::cellgate_trt_free_engine(self.handle.as_ptr()) }
+        unsafe { (self.runtime.api().free_engine)(self.handle.as_ptr()) }
     }
 }
 
@@ -80,7 +80,7 @@ impl Engine {
     ) -> Result<Self, TensorRtError> {
         let mut engine = Self { handle, tensors: Vec::new(), plan_bytes, runtime };
         // SAFETY: the engine lives.
-        let count = unsafe { ffi::cellgate_trt_tensor_count(handle.as_ptr()) };
+        let count = unsafe { (engine.runtime.api().tensor_count)(handle.as_ptr()) };
         engine.tensors = (0..count).map(|index| engine.describe(index)).collect::<Result<_, _>>()?;
         Ok(engine)
     }
@@ -90,8 +90,8 @@ impl Engine {
             ffi::Tensor { name: ptr::null(), is_input: 0, is_linear: 0, element: 0, rank: 0, size: [0; 8] };
         let unknown = |why| TensorRtError::Plan { why };
         // SAFETY: the engine lives, and there is a place for the description.
-        if unsafe { ffi::cellgate_trt_describe(self.handle.as_ptr(), index, &raw mut tensor) } != ffi::OK {
-            return Err(unknown(format!("tensor {index} is unknown: {}", reason())));
+        if unsafe { (self.runtime.api().describe)(self.handle.as_ptr(), index, &raw mut tensor) } != ffi::OK {
+            return Err(unknown(format!("tensor {index} is unknown: {}", reason(self.runtime.api()))));
         }
         // SAFETY: the shim gives a name that ends with a zero and lives as long as the engine.
         let name = unsafe { CStr::from_ptr(tensor.name) }.to_string_lossy().into_owned();
@@ -142,7 +142,7 @@ impl Engine {
     #[must_use]
     pub fn working_memory(&self) -> usize {
         // SAFETY: the engine lives.
-        usize::try_from(unsafe { ffi::cellgate_trt_working_memory(self.handle.as_ptr()) }).unwrap_or(0)
+        usize::try_from(unsafe { (self.runtime.api().working_memory)(self.handle.as_ptr()) }).unwrap_or(0)
     }
 
     /// Bytes of its plan, nearly all of them weights, which lie in device memory.
@@ -158,9 +158,10 @@ impl Engine {
     pub fn layers(&self) -> Result<Vec<Layer>, TensorRtError> {
         let mut json = Vec::<u8>::new();
         // SAFETY: the engine lives, and `take` gets the pointer to `json`.
-        let status = unsafe { ffi::cellgate_trt_inspect(self.handle.as_ptr(), take, (&raw mut json).cast()) };
+        let status = unsafe { (self.runtime.api().inspect)(self.handle.as_ptr(), take, (&raw mut json).cast()) };
         if status != ffi::OK {
-            return Err(TensorRtError::Refused { what: "inspecting a TensorRT engine", why: reason() });
+            let why = reason(self.runtime.api());
+            return Err(TensorRtError::Refused { what: "inspecting a TensorRT engine", why });
         }
         layers::parse(&json).map_err(|error| TensorRtError::Plan { why: format!("its layers cannot be read: {error}") })
     }
@@ -184,7 +185,7 @@ unsafe impl Send for Context {}
 impl Drop for Context {
     fn drop(&mut self) {
         // SAFETY: it lives, and before its engine goes.
-        unsafe { ffi::cellgate_trt_free_context(self.handle.as_ptr()) }
+        unsafe { (self.api().free_context)(self.handle.as_ptr()) }
     }
 }
 
@@ -194,19 +195,23 @@ impl Context {
     pub(super) unsafe fn new(engine: Engine, memory: u64, size: usize) -> Result<Self, TensorRtError> {
         let mut handle = ptr::null_mut();
         let bytes = i64::try_from(size).unwrap_or(i64::MAX);
+        let api = engine.runtime.api();
         // SAFETY: the engine lives, and the memory is what the caller says.
-        let status = unsafe {
-            ffi::cellgate_trt_new_context(engine.handle.as_ptr(), memory as *mut c_void, bytes, &raw mut handle)
-        };
+        let status =
+            unsafe { (api.new_context)(engine.handle.as_ptr(), memory as *mut c_void, bytes, &raw mut handle) };
         match (status, NonNull::new(handle)) {
             (ffi::OK, Some(handle)) => Ok(Self { handle, engine }),
-            (ffi::MEMORY, _) => Err(TensorRtError::Memory { why: reason() }),
-            _ => Err(TensorRtError::Refused { what: "making ready a TensorRT engine", why: reason() }),
+            (ffi::MEMORY, _) => Err(TensorRtError::Memory { why: reason(api) }),
+            _ => Err(TensorRtError::Refused { what: "making ready a TensorRT engine", why: reason(api) }),
         }
     }
 
     pub(super) fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    fn api(&self) -> &'static ffi::Api {
+        self.engine.runtime.api()
     }
 
     /// Says where a tensor lies.
@@ -215,9 +220,9 @@ impl Context {
     /// `address` is a device address of a buffer that is large enough and lives as long as runs use it.
     pub(super) unsafe fn bind(&mut self, tensor: &CStr, address: u64) -> Result<(), String> {
         // SAFETY: the context lives, and the address is what the caller says.
-        match unsafe { ffi::cellgate_trt_bind(self.handle.as_ptr(), tensor.as_ptr(), address as *mut c_void) } {
+        match unsafe { (self.api().bind)(self.handle.as_ptr(), tensor.as_ptr(), address as *mut c_void) } {
             ffi::OK => Ok(()),
-            _ => Err(format!("{}: {}", tensor.to_string_lossy(), reason())),
+            _ => Err(format!("{}: {}", tensor.to_string_lossy(), reason(self.api()))),
         }
     }
 
@@ -227,9 +232,9 @@ impl Context {
     /// All tensors are bound, and `stream` is one of the current CUDA context.
     pub(super) unsafe fn enqueue(&mut self, stream: *mut c_void) -> Result<(), String> {
         // SAFETY: as the caller says.
-        match unsafe { ffi::cellgate_trt_enqueue(self.handle.as_ptr(), stream) } {
+        match unsafe { (self.api().enqueue)(self.handle.as_ptr(), stream) } {
             ffi::OK => Ok(()),
-            _ => Err(reason()),
+            _ => Err(reason(self.api())),
         }
     }
 }

@@ -2,8 +2,6 @@
 
 use thiserror::Error;
 
-use super::runtime::Version;
-
 /// Why TensorRT did not do what it was asked for.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
@@ -16,27 +14,27 @@ pub enum TensorRtError {
     NotBuilt,
     /// A library is missing, or is another one.
     #[error(
-        "loading TensorRT {built} from {library}: {why}; install TensorRT of this major version (JetPack has it) or name its \
+        "loading TensorRT {majors} from {library}: {why}; install TensorRT of this major version (JetPack has it) or name its \
          folder in LD_LIBRARY_PATH"
     )]
     Library {
-        /// The library, by the path or name it was looked for.
+        /// The library, by the path or names it was looked for.
         library: String,
-        /// The version of the headers.
-        built: Version,
+        /// The major versions that the program was built for.
+        majors: String,
         /// What the loader or the shim said.
         why: String,
     },
-    /// The library is of another major version than the headers.
+    /// The library is of a version that the program was not built for.
     #[error(
-        "loading TensorRT {built} from {library}: {why}; build cellgate with the headers of the TensorRT that is installed \
-         (TENSORRT_INCLUDE)"
+        "loading TensorRT {majors} from {library}: {why}; install one that fits, or build cellgate with the headers of the \
+         TensorRT that is installed (TENSORRT_INCLUDE)"
     )]
     OtherMajor {
         /// The library.
         library: String,
-        /// The version of the headers.
-        built: Version,
+        /// The major versions that the program was built for.
+        majors: String,
         /// Both versions, in words.
         why: String,
     },

@@ -1,7 +1,6 @@
-//! What shim.h declares. Without `--features tensorrt` there is no shim: the same functions are there, but none is ever called,
-//! since all of them need a runtime, which cannot be opened then.
+//! What shim.h declares.
 
-use std::ffi::{c_char, c_void};
+use std::ffi::{CStr, c_char, c_void};
 
 /// `cellgate_trt_runtime`, `cellgate_trt_engine`, `cellgate_trt_context`.
 #[repr(C)]
@@ -45,38 +44,58 @@ pub struct Tensor {
     pub size: [i64; 8],
 }
 
-macro_rules! shim {
-    ($(fn $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)?;)*) => {
-        #[cfg(feature = "tensorrt")]
-        unsafe extern "C" {
-            $(pub fn $name($($argument: $type),*) $(-> $result)?;)*
-        }
-        $(#[cfg(not(feature = "tensorrt"))]
-        #[allow(clippy::too_many_arguments)] // as many as the shim has
-        pub unsafe fn $name($(_: $type),*) $(-> $result)? {
-            unreachable!("Runtime::open refuses where the shim is not compiled in")
-        })*
-    };
+/// `cellgate_trt_api`: what its comments in shim.h say holds here.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Api {
+    pub header_version: i32,
+    pub reason: unsafe extern "C" fn() -> *const c_char,
+    pub open: unsafe extern "C" fn(path: *const c_char, log: Log, out: *mut *mut Runtime) -> i32,
+    pub version: unsafe extern "C" fn(runtime: *const Runtime) -> i32,
+    pub close: unsafe extern "C" fn(runtime: *mut Runtime),
+    pub build: unsafe extern "C" fn(
+        runtime: *mut Runtime,
+        parser: *const c_char,
+        onnx: *const c_void,
+        size: usize,
+        options: *const Options,
+        plan: Sink,
+        timing_cache: Sink,
+        user: *mut c_void,
+    ) -> i32,
+    pub deserialise:
+        unsafe extern "C" fn(runtime: *mut Runtime, plan: *const c_void, size: usize, out: *mut *mut Engine) -> i32,
+    pub tensor_count: unsafe extern "C" fn(engine: *const Engine) -> i32,
+    pub describe: unsafe extern "C" fn(engine: *const Engine, index: i32, out: *mut Tensor) -> i32,
+    pub working_memory: unsafe extern "C" fn(engine: *const Engine) -> i64,
+    pub inspect: unsafe extern "C" fn(engine: *const Engine, json: Sink, user: *mut c_void) -> i32,
+    pub free_engine: unsafe extern "C" fn(engine: *mut Engine),
+    pub new_context:
+        unsafe extern "C" fn(engine: *mut Engine, memory: *mut c_void, size: i64, out: *mut *mut Context) -> i32,
+    pub bind: unsafe extern "C" fn(context: *mut Context, tensor: *const c_char, address: *mut c_void) -> i32,
+    pub enqueue: unsafe extern "C" fn(context: *mut Context, stream: *mut c_void) -> i32,
+    pub free_context: unsafe extern "C" fn(context: *mut Context),
 }
 
-shim! {
-    fn cellgate_trt_reason() -> *const c_char;
-    fn cellgate_trt_header_version() -> i32;
-    fn cellgate_trt_open(path: *const c_char, log: Log, out: *mut *mut Runtime) -> i32;
-    fn cellgate_trt_version(runtime: *const Runtime) -> i32;
-    fn cellgate_trt_close(runtime: *mut Runtime);
-    fn cellgate_trt_build(
-        runtime: *mut Runtime, parser: *const c_char, onnx: *const c_void, size: usize, options: *const Options,
-        plan: Sink, timing_cache: Sink, user: *mut c_void
-    ) -> i32;
-    fn cellgate_trt_deserialise(runtime: *mut Runtime, plan: *const c_void, size: usize, out: *mut *mut Engine) -> i32;
-    fn cellgate_trt_tensor_count(engine: *const Engine) -> i32;
-    fn cellgate_trt_describe(engine: *const Engine, index: i32, out: *mut Tensor) -> i32;
-    fn cellgate_trt_working_memory(engine: *const Engine) -> i64;
-    fn cellgate_trt_inspect(engine: *const Engine, json: Sink, user: *mut c_void) -> i32;
-    fn cellgate_trt_free_engine(engine: *mut Engine);
-    fn cellgate_trt_new_context(engine: *mut Engine, memory: *mut c_void, size: i64, out: *mut *mut Context) -> i32;
-    fn cellgate_trt_bind(context: *mut Context, tensor: *const c_char, address: *mut c_void) -> i32;
-    fn cellgate_trt_enqueue(context: *mut Context, stream: *mut c_void) -> i32;
-    fn cellgate_trt_free_context(context: *mut Context);
+/// The shims in this program, that of the latest TensorRT first; none without `--features tensorrt`.
+pub static APIS: &[&Api] = &[
+    #[cfg(tensorrt_11)]
+    &cellgate_trt_11,
+    #[cfg(tensorrt_10)]
+    &cellgate_trt_10,
+];
+
+// SAFETY: the tables are constants, laid out as `Api` is.
+#[cfg(any(tensorrt_10, tensorrt_11))]
+unsafe extern "C" {
+    #[cfg(tensorrt_10)]
+    safe static cellgate_trt_10: Api;
+    #[cfg(tensorrt_11)]
+    safe static cellgate_trt_11: Api;
+}
+
+/// Why the last call of this shim's on this thread failed.
+pub fn reason(api: &Api) -> String {
+    // SAFETY: the shim gives a text that ends with a zero and lives until its next call on this thread.
+    unsafe { CStr::from_ptr((api.reason)()) }.to_string_lossy().into_owned()
 }

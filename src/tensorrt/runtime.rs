@@ -67,6 +67,7 @@ pub struct Runtime(Arc<Loaded>);
 
 #[derive(Debug)]
 struct Loaded {
+    api: &'static ffi::Api,
     handle: NonNull<ffi::Runtime>,
     version: Version,
     parser: Option<CString>,
@@ -80,16 +81,16 @@ unsafe impl Sync for Loaded {}
 impl Drop for Loaded {
     fn drop(&mut self) {
         // SAFETY: it was opened, and engines hold the runtime that they come from.
-        unsafe { ffi::cellgate_trt_close(self.handle.as_ptr()) }
+        unsafe { (self.api.close)(self.handle.as_ptr()) }
     }
 }
 
 impl Runtime {
-    /// Loads TensorRT from where the loader finds it: `libnvinfer.so.MAJOR`, for the major version of the headers that
-    /// this program was built with. The variables `CELLGATE_LIBNVINFER` and `CELLGATE_LIBNVONNXPARSER` name other files.
+    /// Loads TensorRT from where the loader finds it: `libnvinfer.so.MAJOR`, for the latest major version that is there and that
+    /// this program was built for. The variables `CELLGATE_LIBNVINFER` and `CELLGATE_LIBNVONNXPARSER` name other files.
     ///
     /// # Errors
-    /// If the program was built without TensorRT, the library is missing or of another major version, or it finds no GPU.
+    /// If the program was built without TensorRT, the library is missing or of another version, or it finds no GPU.
     pub fn open() -> Result<Self, TensorRtError> {
         let named = |variable: &str| std::env::var_os(variable).map(PathBuf::from);
         Self::load(named("CELLGATE_LIBNVINFER").as_deref(), named("CELLGATE_LIBNVONNXPARSER").as_deref())
@@ -100,34 +101,52 @@ impl Runtime {
     /// # Errors
     /// As [`Runtime::open`].
     pub fn load(library: Option<&Path>, parser: Option<&Path>) -> Result<Self, TensorRtError> {
-        if cfg!(not(feature = "tensorrt")) {
+        if ffi::APIS.is_empty() {
             return Err(TensorRtError::NotBuilt);
         }
-        // SAFETY: it takes nothing.
-        let built = Version::from_number(unsafe { ffi::cellgate_trt_header_version() });
-        let shown = |path: Option<&Path>, name: &str| {
-            path.map_or_else(|| format!("lib{name}.so.{}", built.major), |path| path.display().to_string())
+        let either =
+            |of: fn(u32) -> String| ffi::APIS.iter().map(|api| of(major(api))).collect::<Vec<_>>().join(" or ");
+        let majors = either(|major| major.to_string());
+        let text = |path: Option<&Path>| {
+            let c_text = |path: &Path| {
+                CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| TensorRtError::Library {
+                    library: path.display().to_string(),
+                    majors: majors.clone(),
+                    why: "its path has a zero byte".into(),
+                })
+            };
+            path.map(c_text).transpose()
         };
-        let text = |path: Option<&Path>, name: &str| {
-            path.map(|path| CString::new(path.as_os_str().as_encoded_bytes())).transpose().map_err(|_| {
-                TensorRtError::Library { library: shown(path, name), built, why: "its path has a zero byte".into() }
-            })
-        };
-        let (path, parser) = (text(library, "nvinfer")?, text(parser, "nvonnxparser")?);
-        let mut handle = ptr::null_mut();
-        // SAFETY: a path that ends with a zero or null, a function and a place for a pointer.
-        let status = unsafe { ffi::cellgate_trt_open(pointer(path.as_deref()), log, &raw mut handle) };
-        let library = shown(library, "nvinfer");
-        match (status, NonNull::new(handle)) {
-            (ffi::OK, Some(handle)) => {
-                // SAFETY: it was just opened.
-                let version = Version::from_number(unsafe { ffi::cellgate_trt_version(handle.as_ptr()) });
-                Ok(Self(Arc::new(Loaded { handle, version, parser })))
+        let (path, parser) = (text(library)?, text(parser)?);
+        let library = library
+            .map_or_else(|| either(|major| format!("libnvinfer.so.{major}")), |library| library.display().to_string());
+        let (mut missing, mut foreign) = (Vec::new(), Vec::new());
+        for &api in ffi::APIS {
+            let mut handle = ptr::null_mut();
+            // SAFETY: a path that ends with a zero or null, a function and a place for a pointer.
+            let status = unsafe { (api.open)(pointer(path.as_deref()), log, &raw mut handle) };
+            match (status, NonNull::new(handle)) {
+                (ffi::OK, Some(handle)) => {
+                    // SAFETY: it was just opened.
+                    let version = Version::from_number(unsafe { (api.version)(handle.as_ptr()) });
+                    return Ok(Self(Arc::new(Loaded { api, handle, version, parser })));
+                }
+                (ffi::LIBRARY, _) => missing.push(ffi::reason(api)),
+                (ffi::VERSION, _) => foreign.push(ffi::reason(api)),
+                _ => return Err(TensorRtError::Refused { what: "starting TensorRT", why: ffi::reason(api) }),
             }
-            (ffi::LIBRARY, _) => Err(TensorRtError::Library { library, built, why: reason() }),
-            (ffi::VERSION, _) => Err(TensorRtError::OtherMajor { library, built, why: reason() }),
-            _ => Err(TensorRtError::Refused { what: "starting TensorRT", why: reason() }),
         }
+        missing.dedup();
+        if foreign.is_empty() {
+            Err(TensorRtError::Library { library, majors, why: missing.join("; ") })
+        } else {
+            Err(TensorRtError::OtherMajor { library, majors, why: foreign.join("; ") })
+        }
+    }
+
+    /// The shim that it was opened with.
+    pub(super) fn api(&self) -> &'static ffi::Api {
+        self.0.api
     }
 
     /// The version of the library that was loaded.
@@ -151,7 +170,7 @@ impl Runtime {
         let mut built = Built::default();
         // SAFETY: the runtime is open; the bytes live through the call, and the two functions get the pointer to `built`.
         let status = unsafe {
-            ffi::cellgate_trt_build(
+            (self.api().build)(
                 self.0.handle.as_ptr(),
                 pointer(self.0.parser.as_deref()),
                 onnx.as_ptr().cast(),
@@ -165,14 +184,13 @@ impl Runtime {
         match status {
             ffi::OK => Ok(built),
             ffi::LIBRARY => {
-                // SAFETY: it takes nothing.
-                let version = Version::from_number(unsafe { ffi::cellgate_trt_header_version() });
-                let name = || format!("libnvonnxparser.so.{}", version.major);
+                let majors = major(self.api()).to_string();
+                let name = || format!("libnvonnxparser.so.{majors}");
                 let library = self.0.parser.as_ref().map_or_else(name, |path| path.to_string_lossy().into_owned());
-                Err(TensorRtError::Library { library, built: version, why: reason() })
+                Err(TensorRtError::Library { library, majors, why: ffi::reason(self.api()) })
             }
-            ffi::PARSE | ffi::BUILD => Err(TensorRtError::Build { why: reason() }),
-            _ => Err(TensorRtError::Refused { what: "building a TensorRT engine", why: reason() }),
+            ffi::PARSE | ffi::BUILD => Err(TensorRtError::Build { why: ffi::reason(self.api()) }),
+            _ => Err(TensorRtError::Refused { what: "building a TensorRT engine", why: ffi::reason(self.api()) }),
         }
     }
 
@@ -187,13 +205,13 @@ impl Runtime {
         let mut handle = ptr::null_mut();
         // SAFETY: the runtime is open and the plan is a whole one, as the caller says.
         let status = unsafe {
-            ffi::cellgate_trt_deserialise(self.0.handle.as_ptr(), plan.as_ptr().cast(), plan.len(), &raw mut handle)
+            (self.api().deserialise)(self.0.handle.as_ptr(), plan.as_ptr().cast(), plan.len(), &raw mut handle)
         };
         match (status, NonNull::new(handle)) {
             // SAFETY: the shim made it, and nobody else has it.
             (ffi::OK, Some(handle)) => unsafe { Engine::from_handle(handle, self.clone(), plan.len()) },
-            (ffi::PLAN, _) => Err(TensorRtError::Plan { why: reason() }),
-            _ => Err(TensorRtError::Refused { what: "reading a TensorRT engine", why: reason() }),
+            (ffi::PLAN, _) => Err(TensorRtError::Plan { why: ffi::reason(self.api()) }),
+            _ => Err(TensorRtError::Refused { what: "reading a TensorRT engine", why: ffi::reason(self.api()) }),
         }
     }
 }
@@ -202,10 +220,9 @@ fn pointer(text: Option<&CStr>) -> *const c_char {
     text.map_or(ptr::null(), CStr::as_ptr)
 }
 
-/// Why the last call on this thread failed.
-pub(super) fn reason() -> String {
-    // SAFETY: the shim gives a text that ends with a zero and lives until its next call on this thread.
-    unsafe { CStr::from_ptr(ffi::cellgate_trt_reason()) }.to_string_lossy().into_owned()
+/// Which TensorRT a shim is for.
+fn major(api: &ffi::Api) -> u32 {
+    Version::from_number(api.header_version).major
 }
 
 extern "C" fn log(severity: i32, text: *const c_char) {

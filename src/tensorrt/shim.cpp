@@ -1,11 +1,24 @@
-// See shim.h. Compiled against the NvInfer.h of the machine that the program is for; TensorRT itself is loaded when it is
-// wanted, so that the program starts where there is none.
+// See shim.h. TensorRT itself is loaded when it is wanted, so that the program starts where there is none.
+//
+// Compiled against TensorRT's headers, once for each major version that the program is for. Both then have the same classes with
+// different tables of functions, and the linker would keep one of two inline functions of the same name. So each gets its own names.
+#include <NvInferVersion.h>
+
+#define OWN_NAME(name, major) name##_##major
+#define OWN(name, major) OWN_NAME(name, major)
+#define nvinfer1 OWN(nvinfer1, NV_TENSORRT_MAJOR)
+#define nvonnxparser OWN(nvonnxparser, NV_TENSORRT_MAJOR)
+#define cellgate_trt_runtime OWN(cellgate_trt_runtime, NV_TENSORRT_MAJOR)
+#define cellgate_trt_engine OWN(cellgate_trt_engine, NV_TENSORRT_MAJOR)
+#define cellgate_trt_context OWN(cellgate_trt_context, NV_TENSORRT_MAJOR)
+
 #include "shim.h"
 
 #include <NvInfer.h>
 #include <NvOnnxParser.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstring>
@@ -25,6 +38,9 @@ using namespace nvinfer1;
 namespace {
 
 constexpr int32_t VERSION = 10000 * NV_TENSORRT_MAJOR + 100 * NV_TENSORRT_MINOR + NV_TENSORRT_PATCH;
+// Headers of a later minor version describe an earlier library as well, as far as it has what is called: the tables of functions grow
+// at their end. All that is called here is in 10.3 (its last addition is setDeviceMemoryV2, of 10.1) and in 11.0.
+constexpr int32_t OLDEST = NV_TENSORRT_MAJOR == 10 ? 100300 : 10000 * NV_TENSORRT_MAJOR;
 
 thread_local char reason[1024]; // of the last call's failure
 thread_local char logged[768];  // the last error that TensorRT logged on this thread
@@ -79,6 +95,7 @@ Library load(char const* path, char const* usual) noexcept { return Library(dlop
 struct cellgate_trt_runtime {
     void* library;
     int32_t version;
+    int32_t spoken; // the version that its objects are made and used by: not above the library's, nor the headers'
     std::unique_ptr<IRuntime> runtime;
 };
 
@@ -92,9 +109,9 @@ struct cellgate_trt_context {
 
 namespace {
 
-int32_t build(cellgate_trt_runtime& runtime, char const* parser_path, void const* onnx, size_t size,
-              cellgate_trt_options const& options, cellgate_trt_sink plan, cellgate_trt_sink timing_cache,
-              void* user) noexcept {
+int32_t build_engine(cellgate_trt_runtime& runtime, char const* parser_path, void const* onnx, size_t size,
+                     cellgate_trt_options const& options, cellgate_trt_sink plan, cellgate_trt_sink timing_cache,
+                     void* user) noexcept {
     auto new_builder = function<void* (*)(void*, int32_t)>(runtime.library, "createInferBuilder_INTERNAL");
     if (!new_builder) return failed(CELLGATE_TRT_LIBRARY, "TensorRT's library cannot build engines");
     Library parser_library = load(parser_path, LIBRARY("nvonnxparser"));
@@ -102,7 +119,7 @@ int32_t build(cellgate_trt_runtime& runtime, char const* parser_path, void const
     auto new_parser = function<void* (*)(void*, void*, int)>(parser_library.get(), "createNvOnnxParser_INTERNAL");
     if (!new_parser) return failed(CELLGATE_TRT_LIBRARY, "the library given is not TensorRT's ONNX parser");
 
-    auto builder = made<IBuilder>(new_builder(&the_log(), NV_TENSORRT_VERSION));
+    auto builder = made<IBuilder>(new_builder(&the_log(), runtime.spoken));
     if (!builder) return failed(CELLGATE_TRT_CREATE, "createInferBuilder gave nothing");
 #if NV_TENSORRT_MAJOR == 10
     // What the ONNX says is what is computed in; from 11 on there is nothing else.
@@ -143,15 +160,9 @@ int32_t build(cellgate_trt_runtime& runtime, char const* parser_path, void const
     return CELLGATE_TRT_OK;
 }
 
-} // namespace
+char const* why() { return reason; }
 
-extern "C" {
-
-char const* cellgate_trt_reason(void) { return reason; }
-
-int32_t cellgate_trt_header_version(void) { return VERSION; }
-
-int32_t cellgate_trt_open(char const* path, cellgate_trt_log log, cellgate_trt_runtime** out) {
+int32_t open(char const* path, cellgate_trt_log log, cellgate_trt_runtime** out) {
     begin();
     *out = nullptr;
     the_log().sink = log;
@@ -163,32 +174,35 @@ int32_t cellgate_trt_open(char const* path, cellgate_trt_log log, cellgate_trt_r
     // 8503 is 8.5.3, but 100300 is 10.3.0. The tables of virtual functions grow at their end within a major version, and
     // change from one to the next: nothing may be called then.
     int32_t const version = version_of(), major = version / (version < 100000 ? 1000 : 10000);
-    if (major != NV_TENSORRT_MAJOR) {
+    if (major != NV_TENSORRT_MAJOR || version < OLDEST) {
+        int32_t const minor = version / 100 % (version < 100000 ? 10 : 100);
         char text[160];
-        snprintf(text, sizeof text, "it is of version %d.x, but this program was built for %d.x", major, NV_TENSORRT_MAJOR);
+        snprintf(text, sizeof text, "it is of version %d.%d, but this program was built for %d.x from %d.%d on", major, minor,
+                 NV_TENSORRT_MAJOR, NV_TENSORRT_MAJOR, OLDEST / 100 % 100);
         return failed(CELLGATE_TRT_VERSION, text);
     }
-    auto runtime = made<IRuntime>(create(&the_log(), NV_TENSORRT_VERSION));
+    int32_t const spoken = std::min(version, VERSION);
+    auto runtime = made<IRuntime>(create(&the_log(), spoken));
     if (!runtime) return failed(CELLGATE_TRT_CREATE, "createInferRuntime failed");
-    *out = new (std::nothrow) cellgate_trt_runtime{library.get(), version, std::move(runtime)};
+    *out = new (std::nothrow) cellgate_trt_runtime{library.get(), version, spoken, std::move(runtime)};
     if (!*out) return failed(CELLGATE_TRT_CREATE, "out of memory");
     // It stays loaded until the process ends: TensorRT and the CUDA runtime in it have threads and exit handlers of their own.
     (void)library.release();
     return CELLGATE_TRT_OK;
 }
 
-int32_t cellgate_trt_version(cellgate_trt_runtime const* runtime) { return runtime->version; }
+int32_t version(cellgate_trt_runtime const* runtime) { return runtime->version; }
 
-void cellgate_trt_close(cellgate_trt_runtime* runtime) { delete runtime; }
+void close(cellgate_trt_runtime* runtime) { delete runtime; }
 
-int32_t cellgate_trt_build(cellgate_trt_runtime* runtime, char const* parser, void const* onnx, size_t size,
+int32_t build(cellgate_trt_runtime* runtime, char const* parser, void const* onnx, size_t size,
                            cellgate_trt_options const* options, cellgate_trt_sink plan, cellgate_trt_sink timing_cache,
                            void* user) {
     begin();
-    return build(*runtime, parser, onnx, size, *options, plan, timing_cache, user);
+    return build_engine(*runtime, parser, onnx, size, *options, plan, timing_cache, user);
 }
 
-int32_t cellgate_trt_deserialise(cellgate_trt_runtime* runtime, void const* plan, size_t size, cellgate_trt_engine** out) {
+int32_t deserialise(cellgate_trt_runtime* runtime, void const* plan, size_t size, cellgate_trt_engine** out) {
     begin();
     *out = nullptr;
     std::unique_ptr<ICudaEngine> engine(runtime->runtime->deserializeCudaEngine(plan, size));
@@ -197,9 +211,9 @@ int32_t cellgate_trt_deserialise(cellgate_trt_runtime* runtime, void const* plan
     return *out ? CELLGATE_TRT_OK : failed(CELLGATE_TRT_CREATE, "out of memory");
 }
 
-int32_t cellgate_trt_tensor_count(cellgate_trt_engine const* engine) { return engine->engine->getNbIOTensors(); }
+int32_t tensor_count(cellgate_trt_engine const* engine) { return engine->engine->getNbIOTensors(); }
 
-int32_t cellgate_trt_describe(cellgate_trt_engine const* engine, int32_t index, cellgate_trt_tensor* out) {
+int32_t describe(cellgate_trt_engine const* engine, int32_t index, cellgate_trt_tensor* out) {
     begin();
     ICudaEngine const& of = *engine->engine;
     *out = cellgate_trt_tensor{};
@@ -215,9 +229,9 @@ int32_t cellgate_trt_describe(cellgate_trt_engine const* engine, int32_t index, 
     return CELLGATE_TRT_OK;
 }
 
-int64_t cellgate_trt_working_memory(cellgate_trt_engine const* engine) { return engine->engine->getDeviceMemorySizeV2(); }
+int64_t working_memory(cellgate_trt_engine const* engine) { return engine->engine->getDeviceMemorySizeV2(); }
 
-int32_t cellgate_trt_inspect(cellgate_trt_engine const* engine, cellgate_trt_sink json, void* user) {
+int32_t inspect(cellgate_trt_engine const* engine, cellgate_trt_sink json, void* user) {
     begin();
     std::unique_ptr<IEngineInspector> inspector(engine->engine->createEngineInspector());
     if (!inspector) return failed(CELLGATE_TRT_CREATE, "createEngineInspector gave nothing");
@@ -227,9 +241,9 @@ int32_t cellgate_trt_inspect(cellgate_trt_engine const* engine, cellgate_trt_sin
     return CELLGATE_TRT_OK;
 }
 
-void cellgate_trt_free_engine(cellgate_trt_engine* engine) { delete engine; }
+void free_engine(cellgate_trt_engine* engine) { delete engine; }
 
-int32_t cellgate_trt_new_context(cellgate_trt_engine* engine, void* memory, int64_t size, cellgate_trt_context** out) {
+int32_t new_context(cellgate_trt_engine* engine, void* memory, int64_t size, cellgate_trt_context** out) {
     begin();
     *out = nullptr;
     int64_t const needed = engine->engine->getDeviceMemorySizeV2();
@@ -249,18 +263,23 @@ int32_t cellgate_trt_new_context(cellgate_trt_engine* engine, void* memory, int6
     return *out ? CELLGATE_TRT_OK : failed(CELLGATE_TRT_CREATE, "out of memory");
 }
 
-int32_t cellgate_trt_bind(cellgate_trt_context* context, char const* tensor, void* address) {
+int32_t bind(cellgate_trt_context* context, char const* tensor, void* address) {
     begin();
     return context->context->setTensorAddress(tensor, address) ? CELLGATE_TRT_OK
                                                                : failed(CELLGATE_TRT_TENSOR, "setTensorAddress failed");
 }
 
-int32_t cellgate_trt_enqueue(cellgate_trt_context* context, void* stream) {
+int32_t enqueue(cellgate_trt_context* context, void* stream) {
     begin();
     return context->context->enqueueV3(static_cast<cudaStream_t>(stream)) ? CELLGATE_TRT_OK
                                                                           : failed(CELLGATE_TRT_ENQUEUE, "enqueueV3 failed");
 }
 
-void cellgate_trt_free_context(cellgate_trt_context* context) { delete context; }
+void free_context(cellgate_trt_context* context) { delete context; }
 
-} // extern "C"
+} // namespace
+
+cellgate_trt_api const OWN(cellgate_trt, NV_TENSORRT_MAJOR) = {
+    VERSION,  why,     open,           version,     close,       build, deserialise, tensor_count,
+    describe, working_memory, inspect, free_engine, new_context, bind,  enqueue,     free_context,
+};

@@ -49,38 +49,45 @@ typedef struct {
     int64_t size[8];   // −1 is a size that is open
 } cellgate_trt_tensor;
 
-// Why the last call on this thread failed; empty if it did not. Lives until the next call on this thread.
-char const* cellgate_trt_reason(void);
+// The functions for one major version of TensorRT.
+typedef struct {
+    // The version of the headers, 10000·major + 100·minor + patch.
+    int32_t header_version;
 
-// The version of the headers, 10000·major + 100·minor + patch.
-int32_t cellgate_trt_header_version(void);
+    // Why the last call on this thread failed; empty if it did not. Lives until the next call on this thread.
+    char const* (*reason)(void);
 
-// Loads libnvinfer, from `path` or, if that is null, from where the loader finds it.
-int32_t cellgate_trt_open(char const* path, cellgate_trt_log log, cellgate_trt_runtime** out);
-// The version of the library that was loaded.
-int32_t cellgate_trt_version(cellgate_trt_runtime const* runtime);
-void cellgate_trt_close(cellgate_trt_runtime* runtime);
+    // Loads libnvinfer, from `path` or, if that is null, from where the loader finds it.
+    int32_t (*open)(char const* path, cellgate_trt_log log, cellgate_trt_runtime** out);
+    // The version of the library that was loaded.
+    int32_t (*version)(cellgate_trt_runtime const* runtime);
+    void (*close)(cellgate_trt_runtime* runtime);
 
-// Builds an engine of an ONNX model, in the types that the model is written in. The ONNX parser is loaded from `parser`, or
-// from where the loader finds it. `plan` is called once if all goes well, `timing_cache` then as well, if there is something.
-int32_t cellgate_trt_build(cellgate_trt_runtime* runtime, char const* parser, void const* onnx, size_t size,
-                           cellgate_trt_options const* options, cellgate_trt_sink plan, cellgate_trt_sink timing_cache,
-                           void* user);
+    // Builds an engine of an ONNX model, in the types that the model is written in. The ONNX parser is loaded from `parser`, or
+    // from where the loader finds it. `plan` is called once if all goes well, `timing_cache` then as well, if there is something.
+    int32_t (*build)(cellgate_trt_runtime* runtime, char const* parser, void const* onnx, size_t size,
+                     cellgate_trt_options const* options, cellgate_trt_sink plan, cellgate_trt_sink timing_cache, void* user);
 
-int32_t cellgate_trt_deserialise(cellgate_trt_runtime* runtime, void const* plan, size_t size, cellgate_trt_engine** out);
-int32_t cellgate_trt_tensor_count(cellgate_trt_engine const* engine);
-int32_t cellgate_trt_describe(cellgate_trt_engine const* engine, int32_t index, cellgate_trt_tensor* out);
-// Bytes of working memory that a context of this engine needs.
-int64_t cellgate_trt_working_memory(cellgate_trt_engine const* engine);
-// Layers, their formats and implementations as JSON.
-int32_t cellgate_trt_inspect(cellgate_trt_engine const* engine, cellgate_trt_sink json, void* user);
-void cellgate_trt_free_engine(cellgate_trt_engine* engine);
+    int32_t (*deserialise)(cellgate_trt_runtime* runtime, void const* plan, size_t size, cellgate_trt_engine** out);
+    int32_t (*tensor_count)(cellgate_trt_engine const* engine);
+    int32_t (*describe)(cellgate_trt_engine const* engine, int32_t index, cellgate_trt_tensor* out);
+    // Bytes of working memory that a context of this engine needs.
+    int64_t (*working_memory)(cellgate_trt_engine const* engine);
+    // Layers, their formats and implementations as JSON.
+    int32_t (*inspect)(cellgate_trt_engine const* engine, cellgate_trt_sink json, void* user);
+    void (*free_engine)(cellgate_trt_engine* engine);
 
-// `memory` is the caller's, in device memory, and must outlive the context.
-int32_t cellgate_trt_new_context(cellgate_trt_engine* engine, void* memory, int64_t size, cellgate_trt_context** out);
-int32_t cellgate_trt_bind(cellgate_trt_context* context, char const* tensor, void* address);
-int32_t cellgate_trt_enqueue(cellgate_trt_context* context, void* stream);
-void cellgate_trt_free_context(cellgate_trt_context* context);
+    // `memory` is the caller's, in device memory, and must outlive the context.
+    int32_t (*new_context)(cellgate_trt_engine* engine, void* memory, int64_t size, cellgate_trt_context** out);
+    int32_t (*bind)(cellgate_trt_context* context, char const* tensor, void* address);
+    int32_t (*enqueue)(cellgate_trt_context* context, void* stream);
+    void (*free_context)(cellgate_trt_context* context);
+} cellgate_trt_api;
+
+// As many of them as the program has shims: shim.cpp is compiled once with the headers of each major version. What one table's
+// functions have made goes to that table's alone.
+extern cellgate_trt_api const cellgate_trt_10;
+extern cellgate_trt_api const cellgate_trt_11;
 
 #ifdef __cplusplus
 }

@@ -1,4 +1,4 @@
-//! The doubles of TensorRT's libraries: built once from the headers that the shim was compiled with, loaded, and told what to do.
+//! The doubles of TensorRT's libraries: built from the headers that the shim was compiled with, loaded, and told what to do.
 #![allow(dead_code)]
 
 use std::ffi::{CString, c_void};
@@ -46,19 +46,20 @@ fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tensorrt")
 }
 
-/// Where TensorRT's headers are, if the test's caller says.
-pub fn headers() -> Option<PathBuf> {
-    std::env::var_os("TENSORRT_INCLUDE").map(PathBuf::from)
+/// Where TensorRT's headers are, a folder for each major version, if the test's caller says.
+pub fn headers() -> Vec<PathBuf> {
+    std::env::var_os("TENSORRT_INCLUDE").map(|list| std::env::split_paths(&list).collect()).unwrap_or_default()
 }
 
-/// Writes `stubs.h` into a folder; none if there are no headers or no Python.
-pub fn write_stubs(folder: &Path) -> Option<PathBuf> {
-    let headers = headers()?;
+/// Writes `stubs.h` of these headers into a folder; whether there is a Python to do it.
+pub fn write_stubs(headers: &Path, folder: &Path) -> bool {
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
     let mut command = Command::new(python);
-    let status = command.arg(sources().join("stubs.py")).arg(&headers).arg(folder.join("stubs.h")).status().ok()?;
+    let Ok(status) = command.arg(sources().join("stubs.py")).arg(headers).arg(folder.join("stubs.h")).status() else {
+        return false;
+    };
     assert!(status.success(), "stubs.py failed");
-    Some(headers)
+    true
 }
 
 /// A compiler's call with the flags that all C++ of these tests wants.
@@ -70,23 +71,27 @@ pub fn compile(compiler: &str, headers: &Path, stubs: &Path) -> Command {
     command
 }
 
+/// The double of the TensorRT that these headers are of; none if a tool is missing.
+pub fn build(headers: &Path) -> Option<Double> {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    if !write_stubs(headers, folder.path()) {
+        return None;
+    }
+    let path = folder.path().join("libtensorrt_double.so");
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".into());
+    let mut compiler = compile(&compiler, headers, folder.path());
+    compiler.args(["-fPIC", "-shared"]).arg(sources().join("fake.cpp")).arg("-o").arg(&path);
+    assert!(compiler.status().ok()?.success(), "fake.cpp was not compiled");
+    let name = CString::new(path.to_str().unwrap()).unwrap();
+    // SAFETY: the library was just built, runs nothing when it is loaded, and stays loaded.
+    let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
+    assert!(!library.is_null());
+    Some(Double { library, path, _folder: folder })
+}
+
 fn double() -> Option<&'static Double> {
     static DOUBLE: OnceLock<Option<Double>> = OnceLock::new();
-    DOUBLE
-        .get_or_init(|| {
-            let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-            let headers = write_stubs(folder.path())?;
-            let path = folder.path().join("libtensorrt_double.so");
-            let mut compiler = compile("g++", &headers, folder.path());
-            compiler.args(["-fPIC", "-shared"]).arg(sources().join("fake.cpp")).arg("-o").arg(&path);
-            assert!(compiler.status().ok()?.success(), "fake.cpp was not compiled");
-            let name = CString::new(path.to_str().unwrap()).unwrap();
-            // SAFETY: the library was just built, runs nothing when it is loaded, and stays loaded.
-            let library = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW) };
-            assert!(!library.is_null());
-            Some(Double { library, path, _folder: folder })
-        })
-        .as_ref()
+    DOUBLE.get_or_init(|| build(headers().first()?)).as_ref()
 }
 
 /// The double for one test, or none after it was said what is missing.

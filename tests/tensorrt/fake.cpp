@@ -354,14 +354,18 @@ EXPORTED int32_t getInferLibVersion() noexcept {
     constexpr int32_t HEADERS = 10000 * NV_TENSORRT_MAJOR + 100 * NV_TENSORRT_MINOR + NV_TENSORRT_PATCH;
     return said_version ? said_version.load() : HEADERS;
 }
-EXPORTED void* createInferRuntime_INTERNAL(void* log, int32_t) noexcept {
+// Nobody may ask for more than a library is. Whether TensorRT minds is not known; the double does.
+static bool known(int32_t version) { return version <= getInferLibVersion(); }
+EXPORTED void* createInferRuntime_INTERNAL(void* log, int32_t version) noexcept {
+    if (!known(version)) return nullptr;
     logger = static_cast<ILogger*>(log);
     // As TensorRT 11.4 does without a driver.
     if (!may("createInferRuntime")) return reinterpret_cast<void*>(552);
     say(ILogger::Severity::kINFO, "a test double of TensorRT");
     return static_cast<IRuntime*>(new Object<IRuntime, RuntimeTable>);
 }
-EXPORTED void* createInferBuilder_INTERNAL(void*, int32_t) noexcept {
+EXPORTED void* createInferBuilder_INTERNAL(void*, int32_t version) noexcept {
+    if (!known(version)) return nullptr;
     if (!may("createInferBuilder")) return reinterpret_cast<void*>(552);
     return static_cast<IBuilder*>(new Object<IBuilder, BuilderTable>);
 }

@@ -37,7 +37,10 @@ def stubs(text, names):
         if name not in names or name in found:
             continue
         lines = [f"struct Stub{name} : {name} {{"]
-        for declaration in re.findall(r"virtual\s+([^;{]*?)\s*=\s*0\s*;", body, flags=re.S):
+        for condition, declaration in re.findall(r"(#[^\n]*)|virtual\s+([^;{]*?)\s*=\s*0\s*;", body, flags=re.S):
+            if condition:
+                lines.append(condition)  # some functions are there in some builds only
+                continue
             declaration = re.sub(r"\s+", " ", declaration)
             # Neither attributes nor default arguments belong on the function that overrides.
             declaration = re.sub(r"\b(TRT_NODISCARD|TRT_DEPRECATED) ", "", declaration)

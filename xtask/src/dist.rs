@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 
 use crate::command::{must, printed, root};
-use crate::sbom;
+use crate::{headers, sbom};
 
 /// What can be had is written to `target/dist`; the time of everything in it is that of the commit.
 #[derive(Debug, clap::Args)]
@@ -92,11 +92,12 @@ fn release(root: &Path, archs: &[Arch]) -> anyhow::Result<PathBuf> {
         }
         command
     };
+    let headers = headers::folders()?;
     let manual = root.join("target/manual");
     let mut version = String::new();
     for (at, arch) in archs.iter().enumerate() {
         let mut build = script("build.sh");
-        build.args(["--arch", arch.name(), "--no-start"]);
+        build.args(["--arch", arch.name(), "--no-start", "--features", "tensorrt"]).env("TENSORRT_INCLUDE", &headers);
         if at == 0 {
             // The command line is the same on every processor: so are its pages.
             build.arg("--manual").arg(&manual);

@@ -16,7 +16,7 @@ enum Task {
     Dist(dist::Args),
     /// Check the CUDA kernels: the committed PTX against the sources, the assembler, or the results on a card.
     Kernels(kernels::Args),
-    /// Fetch TensorRT's headers and print their folder, for TENSORRT_INCLUDE on a machine without TensorRT.
+    /// Fetch TensorRT's headers and print their folders, for TENSORRT_INCLUDE on a machine without TensorRT.
     TensorrtHeaders,
 }
 

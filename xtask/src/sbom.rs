@@ -1,5 +1,5 @@
-//! The bill of materials of a release: each crate that is built into the program, with version, licence and checksum, in
-//! CycloneDX 1.5.
+//! The bill of materials of a release: each crate that is built into the program, with version, licence and checksum, and what
+//! else is, in CycloneDX 1.5.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use crate::command::printed;
+use crate::headers;
 
 /// The bill.
 pub struct Bill {
@@ -28,7 +29,7 @@ const WEIGHTS: &str = "engines/resnet18-el.safetensors";
 /// If cargo fails, or says what is not expected.
 pub fn write(root: &Path, time: &str) -> anyhow::Result<Bill> {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(root).args(["metadata", "--locked", "--format-version", "1"]);
+    cargo.current_dir(root).args(["metadata", "--locked", "--format-version", "1", "--features", "tensorrt"]);
     cargo.args(["aarch64", "x86_64"].map(|arch| format!("--filter-platform={arch}-unknown-linux-gnu")));
     let metadata: Value =
         serde_json::from_str(&printed(&mut cargo)?).context("reading what cargo says of the crates")?;
@@ -36,10 +37,42 @@ pub fn write(root: &Path, time: &str) -> anyhow::Result<Bill> {
     let compiler = printed(Command::new("rustc").arg("--version"))?;
     let weights = printed(Command::new("sha256sum").current_dir(root).arg(WEIGHTS))?;
     let date = printed(Command::new("date").args(["--utc", "--date", &format!("@{time}"), "+%Y-%m-%dT%H:%M:%SZ"]))?;
-    bill(&metadata, &lock, compiler.trim(), weights.split(' ').next().unwrap_or_default(), date.trim())
+    let tools = fs::read_to_string(root.join("cross/requirements.txt")).context("reading cross/requirements.txt")?;
+    let mut others = vec![zig(&tools)?];
+    others.extend(headers::VERSIONS.map(|(_, version)| tensorrt(version)));
+    others.push(json!({
+        "type": "machine-learning-model", "bom-ref": WEIGHTS, "name": "resnet18-el", "scope": "required",
+        "hashes": [{ "alg": "SHA-256", "content": weights.split(' ').next().unwrap_or_default() }],
+        "licenses": [{ "license": { "name": "for evaluation: engines/README.md" } }],
+    }));
+    bill(&metadata, &lock, &others, compiler.trim(), date.trim())
 }
 
-fn bill(metadata: &Value, lock: &str, compiler: &str, weights: &str, date: &str) -> anyhow::Result<Bill> {
+/// Zig, whose C++ library, unwinder and start files are linked in, as the linker's requirements name it.
+fn zig(tools: &str) -> anyhow::Result<Value> {
+    let lines: Vec<_> = tools.lines().collect();
+    let at = lines.iter().position(|line| line.starts_with("ziglang==")).context("no ziglang is required")?;
+    let version = lines[at].trim_start_matches("ziglang==").trim_end_matches(" \\");
+    let hash = lines.get(at + 1).and_then(|line| line.trim().strip_prefix("--hash=sha256:"));
+    let purl = format!("pkg:pypi/ziglang@{version}");
+    Ok(json!({
+        "type": "library", "bom-ref": purl, "name": "ziglang", "version": version, "purl": purl, "scope": "required",
+        "hashes": [{ "alg": "SHA-256", "content": hash.context("ziglang is required without its hash")? }],
+        "licenses": [{ "expression": "MIT AND Apache-2.0 WITH LLVM-exception" }],
+    }))
+}
+
+/// TensorRT's headers, whose inline functions are in the shim. Its libraries are the machine's.
+fn tensorrt(version: &str) -> Value {
+    json!({
+        "type": "library", "bom-ref": format!("tensorrt-headers@{version}"), "name": "tensorrt-headers",
+        "version": version, "supplier": { "name": "NVIDIA" }, "scope": "required",
+        "licenses": [{ "expression": "Apache-2.0" }],
+    })
+}
+
+/// `others` is what is built in and is no crate.
+fn bill(metadata: &Value, lock: &str, others: &[Value], compiler: &str, date: &str) -> anyhow::Result<Bill> {
     let text = |value: &Value, key: &str| value[key].as_str().unwrap_or_default().to_owned();
     let list = |value: &Value, key: &str| value[key].as_array().cloned().unwrap_or_default();
     let packages: BTreeMap<_, _> = list(metadata, "packages").into_iter().map(|p| (text(&p, "id"), p)).collect();
@@ -59,7 +92,7 @@ fn bill(metadata: &Value, lock: &str, compiler: &str, weights: &str, date: &str)
         let needs: BTreeSet<_> = edges(&nodes, id, true).filter(|need| shipped.contains(need)).collect();
         let mut needs: Vec<_> = needs.iter().map(|need| reference(need)).collect();
         if package["name"] == "cellgate" {
-            needs.push(WEIGHTS.into());
+            needs.extend(others.iter().map(|other| text(other, "bom-ref")));
         } else {
             let mut component = json!({
                 "type": "library", "bom-ref": reference(id), "name": name, "version": version, "purl": reference(id),
@@ -77,12 +110,10 @@ fn bill(metadata: &Value, lock: &str, compiler: &str, weights: &str, date: &str)
         }
         dependencies.push(json!({ "ref": reference(id), "dependsOn": needs }));
     }
-    components.push(json!({
-        "type": "machine-learning-model", "bom-ref": WEIGHTS, "name": "resnet18-el", "scope": "required",
-        "hashes": [{ "alg": "SHA-256", "content": weights }],
-        "licenses": [{ "license": { "name": "for evaluation: engines/README.md" } }],
-    }));
-    dependencies.push(json!({ "ref": WEIGHTS, "dependsOn": [] }));
+    for other in others {
+        components.push(other.clone());
+        dependencies.push(json!({ "ref": other["bom-ref"], "dependsOn": [] }));
+    }
 
     let own_id = text(own, "id");
     let document = json!({
@@ -161,7 +192,9 @@ mod tests {
         });
         let lock = "[[package]]\nname = \"below\"\nversion = \"1.2.3\"\nchecksum = \"abc\"\ndependencies = [\n]\n\n\
                     [[package]]\nname = \"cellgate\"\nversion = \"1.2.3\"\n";
-        let bill = bill(&metadata, lock, "rustc 1.0", "ff00", "2026-11-26T16:00:00Z").unwrap();
+        let tools = "# tools\nziglang==0.17.1 \\\n    --hash=sha256:ff00\n";
+        let others = [zig(tools).unwrap(), tensorrt("11.4")];
+        let bill = bill(&metadata, lock, &others, "rustc 1.0", "2026-11-26T16:00:00Z").unwrap();
         assert_eq!(bill.version, "1.2.3");
         serde_json::from_str(&bill.json).unwrap()
     }
@@ -174,9 +207,19 @@ mod tests {
             components.iter().map(|c| (c["name"].as_str().unwrap(), c["scope"].as_str().unwrap())).collect();
         assert_eq!(
             listed,
-            [("below", "required"), ("built", "excluded"), ("linked", "required"), ("resnet18-el", "required")]
+            [
+                ("below", "required"),
+                ("built", "excluded"),
+                ("linked", "required"),
+                ("ziglang", "required"),
+                ("tensorrt-headers", "required")
+            ]
         );
         assert_eq!(components[0]["hashes"][0]["content"], "abc");
+        assert_eq!(
+            (components[3]["version"].as_str(), &components[3]["hashes"][0]["content"]),
+            (Some("0.17.1"), &json!("ff00"))
+        );
         assert_eq!(components[2]["licenses"][0]["expression"], "MIT OR Apache-2.0");
         assert_eq!(bill["metadata"]["component"]["version"], "1.2.3");
     }

@@ -11,6 +11,7 @@ use crate::cuda::{CudaError, Device};
 use crate::operations::OperationsConfig;
 use crate::operations::machine::{self, Machine};
 use crate::pipeline::Backend;
+use crate::tensorrt::Runtime;
 use crate::whole_file;
 
 /// No station of this program ran before: 2026-01-01.
@@ -222,6 +223,20 @@ pub(super) fn cuda(backend: Backend) -> Option<Check> {
         }
         Err(error) => Some(Check::fail("CUDA", error.to_string(), "or set backend = \"auto\" in [model]")),
     }
+}
+
+/// Whether TensorRT, which runs the networks on the device, can be loaded; `device` is whether there is one.
+pub(super) fn tensorrt(backend: Backend, device: bool) -> Option<Check> {
+    if backend == Backend::Cpu || !(device || backend == Backend::Cuda) {
+        return None;
+    }
+    Some(match Runtime::open() {
+        Ok(runtime) => Check::ok("TensorRT", format!("version {}", runtime.version())),
+        Err(error) if backend == Backend::Auto => {
+            Check::warn("TensorRT", error.to_string(), "until then the CPU does the work")
+        }
+        Err(error) => Check::fail("TensorRT", error.to_string(), "or set backend = \"auto\" in [model]"),
+    })
 }
 
 /// Whether systemd watches the station.

@@ -129,7 +129,10 @@ pub fn examine(subject: Subject<'_>) -> Vec<Check> {
     checks.extend(machine::limits(subject.operations));
     checks.extend(machine::heat(&machine));
     checks.push(machine::gpu(&machine));
-    checks.extend(machine::cuda(subject.backend));
+    let cuda = machine::cuda(subject.backend);
+    let device = cuda.as_ref().is_some_and(|check| check.finding == Finding::Ok);
+    checks.extend(cuda);
+    checks.extend(machine::tensorrt(subject.backend, device));
     checks.extend(subject.display.and_then(parts::display));
     checks.push(machine::service(&machine));
     checks

@@ -151,6 +151,20 @@ fn limits_are_looked_at_where_they_are_wanted() {
 }
 
 #[test]
+fn tensorrt_is_asked_for_where_there_is_work_for_it() {
+    assert!(machine::tensorrt(Backend::Cpu, true).is_none());
+    assert!(machine::tensorrt(Backend::Auto, false).is_none());
+    for (backend, finding) in [(Backend::Auto, Finding::Warn), (Backend::Cuda, Finding::Fail)] {
+        let check = machine::tensorrt(backend, true).unwrap();
+        // A machine that builds this may have a TensorRT.
+        if check.finding != Finding::Ok {
+            assert_eq!(check.finding, finding);
+            assert!(check.seen.contains("TensorRT") && check.remedy.is_some(), "{check:?}");
+        }
+    }
+}
+
+#[test]
 fn a_station_without_anything_is_told_everything() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("none.cgm");
@@ -163,7 +177,7 @@ fn a_station_without_anything_is_told_everything() {
     let checks = examine(Subject {
         model: Some(&missing),
         backbone: None,
-        backend: crate::pipeline::Backend::Cpu,
+        backend: Backend::Cpu,
         camera: Some(Box::new(|| Err("no camera".into()))),
         broker: None,
         outbox: Some(&missing),

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# The tests on aarch64: bash cross/test.sh --help
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=cross/common.sh
+. cross/common.sh
+
+usage() {
+    cat <<'TEXT'
+Builds tests for aarch64 and runs them with NEON, in single and half precision, under qemu-aarch64-static.
+
+  cross/test.sh             all of them (docs/aarch64.md)
+  cross/test.sh --quick     what CI runs: every SIMD kernel, a station's rooms, the CUDA path on a double
+  cross/test.sh ARGUMENTS   what `cargo test ARGUMENTS` would: cross/test.sh --lib gemm
+
+With TENSORRT_INCLUDE (`cargo xtask tensorrt-headers` prints it) the TensorRT path on the doubles of its libraries, too.
+Needs rustup, qemu-user-static, gcc-aarch64-linux-gnu, g++-aarch64-linux-gnu, and libc6:arm64, libgcc-s1:arm64,
+libstdc++6:arm64 after dpkg --add-architecture arm64.
+TEXT
+}
+
+case ${1:-} in
+-h | --help) usage && exit ;;
+esac
+
+needs rustup rustup
+needs qemu-aarch64-static qemu-user-static
+needs aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu
+needs aarch64-linux-gnu-g++ g++-aarch64-linux-gnu
+arm_libraries
+target=$(triple aarch64)
+rustup --quiet target add "$target"
+
+# What a test starts, if it is for ARM, must be started in QEMU, too.
+tools=$PWD/target/cross-test
+mkdir -p "$tools"
+aarch64-linux-gnu-gcc -O1 -Wall -Wextra -Werror -fPIC -shared -o "$tools/exec.so" cross/qemu/exec.c
+
+# Nobody debugs these: without the tables the compiler is done sooner. CC and CXX are for the tests that compile C.
+export CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=none
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64-static -E LD_PRELOAD=$tools/exec.so \
+-E CELLGATE_QEMU=$(command -v qemu-aarch64-static) -E CC=aarch64-linux-gnu-gcc -E CXX=aarch64-linux-gnu-g++"
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER
+
+features=()
+[ -z "${TENSORRT_INCLUDE:-}" ] || features=(--features tensorrt)
+run() { cargo test --locked --target "$target" "${features[@]}" "$@"; }
+
+# Parts of tests' names. QEMU answers ENOSYS to an ioctl that it does not know, where the kernel says ENOTTY.
+emulated=(--skip what_is_no_video_device_is_refused)
+# What is written once for all instruction sets.
+kernels=(simd:: workers:: backbone::cpu:: embedding:: gaussian:: classifier::features classifier::kernel
+    preprocess::sensor the_drawing_is_the_same)
+station=(camera:: display:: gpio:: model:: operations:: outbox:: station:: update:: verdict::)
+# Too long for CI: networks and conv1 at larger sizes, many fits of the kernel machine, long days of a line, an update that
+# is disturbed at every operation.
+long=(reference_at_96 tiles_over_the_edge up_to_the_edge out_of_fold_is the_settings_are_those hundred_thousand_cells
+    at_every_operation after_every_operation whatever_happens_the_station)
+# A cell's way on the double of CUDA's driver, an error of each call for it, and devices that are refused.
+cuda=(verdicts_are_the_cpus whatever_call_fails_for_a_cell devices_and_drivers)
+tensorrt=(a_run_takes_the_input an_error_at_every_call)
+
+quick() {
+    local programs=(--test cuda --test kernels_host)
+    [ ${#features[@]} = 0 ] || programs+=(--test tensorrt)
+    run --no-run --lib "${programs[@]}"
+    run --lib -- "${kernels[@]}" "${station[@]}" "${emulated[@]}" "${long[@]/#/--skip=}"
+    run --test cuda -- "${cuda[@]}"
+    run --test kernels_host -- a_missing_barrier
+    [ ${#features[@]} = 0 ] || run --test tensorrt -- "${tensorrt[@]}"
+}
+
+case ${1:-} in
+--quick) quick ;;
+'') run --no-fail-fast --lib --bins --tests -- "${emulated[@]}" ;;
+*) run "$@" ;;
+esac
