@@ -39,8 +39,9 @@ built() {
 # The libraries of an aarch64 program under qemu-aarch64-static. Without its -L: the cross compiler's own libc hangs in
 # pthread_create.
 arm_libraries() {
-    [ -e /lib/aarch64-linux-gnu/libgcc_s.so.1 ] && [ -e /usr/lib/aarch64-linux-gnu/libstdc++.so.6 ] ||
+    if ! [ -e /lib/aarch64-linux-gnu/libgcc_s.so.1 ] || ! [ -e /usr/lib/aarch64-linux-gnu/libstdc++.so.6 ]; then
         fail "no ARM libraries: dpkg --add-architecture arm64; apt-get install libc6:arm64 libgcc-s1:arm64 libstdc++6:arm64"
+    fi
 }
 
 # The time of a release is that of its commit, so that the same commit gives the same bytes on another day.
