@@ -40,6 +40,8 @@ class Board:
         self.expected = cells.expected()
         self.results: dict[str, dict] = {}
         self.noted = time.monotonic()
+        # Number of the first message that counts for the sequence.
+        self.counted_from = 0
         self.hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in cells.models]
 
     def note(self, check: str, **found) -> None:
@@ -118,9 +120,9 @@ class Board:
             raise BoardError(f"these cells were never seen: {sorted(missing)}")
 
     def sequence(self) -> dict:
-        """What the outside heard since the beginning: no gap, nothing that changed when it came again, and repeats only
-        of the newest."""
-        verdicts = self.listener.verdicts()
+        """What the outside heard since the beginning (or a control): no gap, nothing that changed when it came again,
+        and repeats only of the newest."""
+        verdicts = self.listener.verdicts(self.counted_from)
         known: dict[int, dict] = {}
         again = 0
         highest = 0
@@ -156,18 +158,27 @@ class Board:
             time.sleep(1)
         self.note("display", showed=sorted(shown), picture=picture.name)
 
-    def in_force(self) -> tuple[str, int, str]:
-        """Slot and version in force and the update's phase; the file has every byte of what was made here."""
+    def in_force(self) -> tuple[int, str]:
+        """Version in force and the update's phase, as the board says."""
         said, sums = self.machine.run(f"runuser -u cellgate -- cellgate update status --json --state {STATE} && "
-                                      f"sha256sum {STATE}/*.cgm").split("\n", 1)
+                                      f"cd {STATE} && sha256sum *.cgm").split("\n", 1)
+        return self.whole_model(said, sums)
+
+    def in_force_on_disk(self, folder: Path) -> tuple[int, str]:
+        """The same by a copy of the state folder, as a cut left it."""
+        sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in folder.glob("*.cgm")]
+        return self.whole_model(self.cells.call("update", "status", "--json", "--state", folder), "\n".join(sums))
+
+    def whole_model(self, said: str, sums: str) -> tuple[int, str]:
+        """Version and phase of `cellgate update status --json`; the model has every byte of what was made here."""
         status = json.loads(said)
         active = [slot for slot in status["slots"] if slot["in-force"]]
         if not active:
             raise BoardError(f"no model is in force: {status}")
-        slot, version = active[0]["slot"].lower(), active[0]["version"]
-        if f"{self.hashes[version % 2]}  {STATE}/{slot}.cgm" not in sums:
+        version = active[0]["version"]
+        if f"{self.hashes[version % 2]}  {active[0]['slot'].lower()}.cgm" not in sums:
             raise BoardError(f"the model in force is not that of bundle {version}: {status} {sums}")
-        return slot, version, status["phase"]
+        return version, status["phase"]
 
     def faults(self) -> None:
         """The camera's faults, by the controls of its driver: no PASS that is none, and the station goes on."""
@@ -232,7 +243,7 @@ def main() -> int:
         board.note("sequence", **board.sequence())
         if not args.brief:
             fleet.without_fsync()
-        board.note("end", **machine.shut_down(), journal=machine.check_disk())
+        board.note("end", **machine.shut_down(), disk=fleet.look_at_disk())
         if not args.brief:
             fleet.on_a_lying_disk()
     except (BoardError, RuntimeError, OSError) as error:

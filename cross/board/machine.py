@@ -202,9 +202,9 @@ class Machine:
                 process.kill()
                 process.wait()
 
-    def check_disk(self) -> str:
-        """On a copy: replays the journal, then looks at the whole file system. What the replay said; raises if the
-        file system is not clean after it."""
+    def check_disk(self, take: str, to: Path) -> str:
+        """Of a board without power, on a copy of its disk: replays the journal, looks at the whole file system, and copies
+        the folder `take`. What the replay said; raises if the file system is not clean after it."""
         copy = self.folder / "check.img"
         subprocess.run(["cp", "--sparse=always", self.image, copy], check=True)
         try:
@@ -216,10 +216,13 @@ class Machine:
             if look.returncode:
                 raise BoardError("the file system is damaged after the replay of its journal: "
                                  f"{look.stdout}{look.stderr}")
+            shutil.rmtree(to, ignore_errors=True)
+            to.mkdir()
+            debugfs = shutil.which("debugfs") or "/sbin/debugfs"
+            subprocess.run([debugfs, "-R", f"rdump {take} {to}", copy], capture_output=True, check=False)
             return replay.stdout.strip().replace("\n", "; ")
         finally:
             copy.unlink()
-
 
 class Listener:
     """A broker on this machine, and somebody who hears all that the station says there."""

@@ -139,7 +139,7 @@ class Updates:
 
     def check_in_force(self, update: Update, phase: str) -> None:
         found = self.board.in_force()
-        if found[1:] != (update.version, phase):
+        if found != (update.version, phase):
             raise BoardError(f"version {update.version} was said to be {phase}, on the disk is {found}")
 
     def power_cuts(self, count: int, seed: int) -> None:
@@ -186,20 +186,22 @@ class Updates:
         time.sleep(1)
         before, board, listener = self.in_force, self.board, self.listener
         told = listener.has_heard(self.offered_at, update.is_in_force)
-        heard, known = board.sequence(), listener.verdicts()
+        heard, known = board.sequence(), listener.verdicts(board.counted_from)
         boot = max(verdict["boot"] for verdict in known)
-        journal = self.machine.check_disk()
+        journal, (left_version, left_phase) = self.look_at_disk()
         since = listener.mark()
         self.machine.start()
         up = self.machine.wait_up()
         kernel = self.machine.run("dmesg | grep -iE 'ext4-fs|i/o error|jbd2'")
         if re.search("error", kernel, re.IGNORECASE):
             raise BoardError(f"after {what}: {kernel}")
-        _, version, phase = board.in_force()
-        if version not in (before, update.version):
-            raise BoardError(f"after {what} version {version} is in force, neither {before} nor {update.version}")
-        if told and version != update.version:
-            raise BoardError(f"version {update.version} was told to be in force, and {version} is after {what}")
+        version, phase = board.in_force()
+        if left_version not in (before, update.version):
+            raise BoardError(f"{what} left version {left_version} in force, neither {before} nor {update.version}")
+        if told and left_version != update.version:
+            raise BoardError(f"version {update.version} was told to be in force, {what} left {left_version}")
+        if version not in (left_version, update.version):
+            raise BoardError(f"{what} left version {left_version} in force, {version} is after the start")
 
         def new(topic: str, said: dict) -> bool:
             if topic != "verdict":
@@ -217,19 +219,26 @@ class Updates:
         self.in_force = version
         return since, {"lost_sectors": lost["lost"], "unflushed_sectors": lost["unflushed_sectors"],
                        "ssh_after_s": round(up), "journal": journal, "journal_replayed": "recovery complete" in kernel,
-                       "version_before": before, "told_in_force": told, "version_after": version, "phase": phase,
-                       "heard_before": heard["highest"],
-                       "came_again": board.sequence()["came_again"] - heard["came_again"]}
+                       "version_before": before, "told_in_force": told, "left_version": left_version,
+                       "left_phase": left_phase, "version_after": version, "phase_after": phase,
+                       "heard_before": heard["highest"], "came_again": board.sequence()["came_again"] - heard["came_again"]}
+
+    def look_at_disk(self) -> tuple[str, tuple[int, str]]:
+        """Of a board without power: what the replay of the journal said, and version and phase in force on the disk."""
+        folder = self.machine.folder.resolve() / "left"
+        journal = self.machine.check_disk(STATE, folder)
+        return journal, self.board.in_force_on_disk(folder / Path(STATE).name)
 
     def control(self, what: str) -> None:
         """A cut after which the checks must find fault, since the station's durable writes were none; else they would
-        see nothing. The station has just been started."""
+        see nothing. The station has just been started; what was heard before is not looked at."""
+        self.board.counted_from = self.listener.mark()
         update = self.offer()
         self.listener.wait_for_verdicts(5, PATIENCE, self.offered_at)
         lost = self.machine.cut()
         try:
             self.after_cut("the control's cut", update, lost)
-        except BoardError as error:
+        except (BoardError, RuntimeError) as error:
             self.board.note(f"control: {what}", lost_sectors=lost["lost"], noticed=str(error)[:600])
         else:
             raise BoardError(f"{what}, and a power cut was survived all the same: the checks see nothing")
