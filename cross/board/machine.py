@@ -142,11 +142,6 @@ class Machine:
                 "-o", "ControlMaster=auto", "-o", "ControlPersist=yes",
                 "-o", f"ControlPath={self.folder}/ssh-{self.starts}.sock", "root@127.0.0.1"]
 
-    def begin(self, command: str) -> subprocess.Popen:
-        """Starts a command on the board."""
-        return subprocess.Popen([*self.ssh_command(), command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, text=True)
-
     def run(self, command: str, timeout: float = 180, data: bytes = b"", check: bool = True) -> str:
         """Runs a command on the board, with `data` as its standard input; what it writes."""
         try:
@@ -203,8 +198,8 @@ class Machine:
                 process.wait()
 
     def check_disk(self, take: str, to: Path) -> str:
-        """Of a board without power, on a copy of its disk: replays the journal, looks at the whole file system, and copies
-        the folder `take`. What the replay said; raises if the file system is not clean after it."""
+        """Of a board without power, on a copy of its disk: replays the journal, looks at the whole file system, and
+        copies the folder `take` into `to`. What the replay said; raises if the file system is not clean after it."""
         copy = self.folder / "check.img"
         subprocess.run(["cp", "--sparse=always", self.image, copy], check=True)
         try:
@@ -223,6 +218,7 @@ class Machine:
             return replay.stdout.strip().replace("\n", "; ")
         finally:
             copy.unlink()
+
 
 class Listener:
     """A broker on this machine, and somebody who hears all that the station says there."""

@@ -12,7 +12,7 @@ Usage: cross/board/run.sh [OPTIONS]
   --cellgate FILE   this machine's binary, which fits models and makes bundles
                     [default: target/release/cellgate, target/debug/cellgate]
   --provision FILE  the script that makes a station of a board [default: deploy/provision.sh]
-  --quick           one round of cells, an update and two power cuts; without the camera's faults and the controls
+  --quick           one round of cells, an update and two power cuts; no faults of the camera, no controls
   --cuts N          power cuts [default: 10, with --quick 2]
   --seed N          of their moments and of what the disk loses [default: 1]
   --help            this text
@@ -20,7 +20,7 @@ Usage: cross/board/run.sh [OPTIONS]
 Needs Debian's qemu-system-arm, debootstrap, e2fsprogs, kmod, cpio, openssh-client, mosquitto, mosquitto-clients, openssl
 and python3 (and fakeroot, if not run as root), the architecture arm64 known to dpkg, and Debian's archive within reach at
 the first time. What is made (2 GB) lies in target/board, results in target/board/run: summary.json, summary.txt,
-display.png, serial-*.log. Exits with 0 if every check passed.
+display.png, provision-*.log, serial-*.log. Exits with 0 if every check passed.
 USAGE
 }
 

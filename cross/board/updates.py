@@ -221,7 +221,8 @@ class Updates:
                        "ssh_after_s": round(up), "journal": journal, "journal_replayed": "recovery complete" in kernel,
                        "version_before": before, "told_in_force": told, "left_version": left_version,
                        "left_phase": left_phase, "version_after": version, "phase_after": phase,
-                       "heard_before": heard["highest"], "came_again": board.sequence()["came_again"] - heard["came_again"]}
+                       "heard_before": heard["highest"],
+                       "came_again": board.sequence()["came_again"] - heard["came_again"]}
 
     def look_at_disk(self) -> tuple[str, tuple[int, str]]:
         """Of a board without power: what the replay of the journal said, and version and phase in force on the disk."""
