@@ -3,6 +3,7 @@
     python3 -m unittest discover -s cross/board
 """
 
+import shutil
 import ssl
 import tempfile
 import unittest
@@ -48,6 +49,7 @@ class Moments(unittest.TestCase):
             self.assertFalse(holds(Update(3, "newer"), topic, message), name)
 
 
+@unittest.skipUnless(shutil.which("openssl"), "apt-get install openssl")
 class Bundles(unittest.TestCase):
     def test_a_download_goes_on_from_any_byte_under_a_certificate_of_the_authority(self):
         with tempfile.TemporaryDirectory() as name:
