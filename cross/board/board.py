@@ -4,8 +4,6 @@
 import argparse
 import hashlib
 import json
-import random
-import re
 import signal
 import subprocess
 import sys
@@ -13,14 +11,18 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import updates
 from cells import LINE, STATION, Cells
 from machine import HOST, BoardError, Listener, Machine
+from updates import STATE, Updates
 
-STATE = "/var/lib/cellgate/update"
 # What the board's configuration says besides what every station must be told. Emulation says nothing of speed: the takt
 # only has to be long enough.
 SETTINGS = ("station.takt-ms=10000", "camera.width=640", "camera.height=480", 'trigger.source="pulse"',
-            "outbox.verdicts=20000", 'display.output="framebuffer"', "display.stale-after-ms=60000")
+            "outbox.verdicts=20000", 'display.output="framebuffer"', "display.stale-after-ms=60000", *updates.SETTINGS)
+# What else provisioning is asked for, and what it says of it on a board that is no Jetson.
+POLICY = ("--power-mode", "0", "--clocks", "max")
+NO_POLICY = ("power mode: no nvpmodel on this board", "clocks: no jetson_clocks on this board")
 # On a screen of 800 x 480, where the lines over the counts of classes lie.
 COUNTS = {"A": 80, "B": 235, "C": 395, "INVALID": 550}
 
@@ -37,10 +39,15 @@ class Board:
         self.machine, self.listener, self.cells, self.script = machine, listener, cells, script
         self.expected = cells.expected()
         self.results: dict[str, dict] = {}
-        self.slot, self.version, self.sent = "", None, 0
+        self.noted = time.monotonic()
+        # Number of the first message that counts for the sequence.
+        self.counted_from = 0
         self.hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in cells.models]
 
     def note(self, check: str, **found) -> None:
+        """Keeps what a step found, with the seconds that it took."""
+        now = time.monotonic()
+        found["took_s"], self.noted = round(now - self.noted, 1), now
         self.results[check] = found
         print(f"{check}: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in found.items()), flush=True)
 
@@ -49,38 +56,32 @@ class Board:
         the second time it must find nothing to do."""
         machine = self.machine
         machine.put_folder(self.cells.folder / "line", "/var/lib/board/line")
-        machine.put_folder(self.cells.folder / "bundles", "/var/lib/board/bundles")
         # The doctor looks through the camera.
         machine.run("systemctl start board-line")
-        first = self.provision(deb)
-        again = self.provision(deb)
-        if not again.endswith("0 changes"):
+        first = self.provision(deb, "provision-1.log")
+        again = self.provision(deb, "provision-2.log")
+        if again[-1] != "0 changes":
             raise BoardError(f"the second provisioning did not end with 0 changes: {again}")
-        self.note("provisioned", first=first.splitlines()[-1], again=again.splitlines()[-1],
+        for said in NO_POLICY:
+            if not any(said in line for line in first):
+                raise BoardError(f"provisioning did not say '{said}': {first}")
+        doctor = [line for line in first if line.startswith(("WARN", "FAIL")) or " checks: " in line]
+        self.note("provisioned", first=first[-1], again=again[-1], doctor=doctor, policy=NO_POLICY,
                   package=machine.run("dpkg-query -W -f '${Package} ${Version} ${Status}' cellgate"))
 
-    def provision(self, deb: Path) -> str:
+    def provision(self, deb: Path, log: str) -> list[str]:
         *ssh, host = self.machine.ssh_command()
         command = ["bash", self.script, "--host", host, "--ssh", " ".join(ssh), "--package", deb, "--line", LINE,
                    "--station", STATION, "--broker", f"{HOST}:{self.listener.port}", "--camera", "/dev/video0",
-                   "--model", self.cells.models[0], "--keys", self.cells.folder / "keys.cgk"]
+                   "--model", self.cells.models[0], "--keys", self.cells.folder / "keys.cgk", *POLICY]
         for setting in SETTINGS:
             command += ["--set", setting]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                               text=True, timeout=900, check=False)
-        (self.machine.folder / "provision.log").write_text(done.stdout)
+        (self.machine.folder / log).write_text(done.stdout)
         if done.returncode:
             raise BoardError(f"{self.script}: status {done.returncode}: {done.stdout.strip()}")
-        return done.stdout.strip()
-
-    def settle(self, slot: str, version: int, phase: str) -> None:
-        """Ends a probation, and lets the station judge with the slot in force: the next update writes the other one."""
-        if phase == "probation":
-            self.machine.run(f"runuser -u cellgate -- cellgate update confirm --state {STATE}")
-        if slot != self.slot:
-            self.machine.run(f"sed -i 's|^path = \"[^\"]*\\.cgm\"|path = \"{STATE}/{slot}.cgm\"|' "
-                             "/etc/cellgate/config.toml && sync -f /etc && systemctl restart cellgate", timeout=300)
-        self.slot, self.version = slot, version
+        return done.stdout.strip().splitlines()
 
     def unit(self) -> None:
         shows = self.machine.run("systemctl show cellgate -p ActiveState,Type,WatchdogUSec,StatusText,NRestarts,User")
@@ -119,9 +120,9 @@ class Board:
             raise BoardError(f"these cells were never seen: {sorted(missing)}")
 
     def sequence(self) -> dict:
-        """What the outside heard since the beginning: no gap, nothing that changed when it came again, and repeats only
-        of the newest."""
-        verdicts = self.listener.verdicts()
+        """What the outside heard since the beginning (or a control): no gap, nothing that changed when it came again,
+        and repeats only of the newest."""
+        verdicts = self.listener.verdicts(self.counted_from)
         known: dict[int, dict] = {}
         again = 0
         highest = 0
@@ -157,44 +158,27 @@ class Board:
             time.sleep(1)
         self.note("display", showed=sorted(shown), picture=picture.name)
 
-    def in_force(self) -> tuple[str, int, str]:
-        """Slot and version in force and the update's phase; the file has every byte of what was made here."""
+    def in_force(self) -> tuple[int, str]:
+        """Version in force and the update's phase, as the board says."""
         said, sums = self.machine.run(f"runuser -u cellgate -- cellgate update status --json --state {STATE} && "
-                                      f"sha256sum {STATE}/*.cgm").split("\n", 1)
+                                      f"cd {STATE} && sha256sum *.cgm").split("\n", 1)
+        return self.whole_model(said, sums)
+
+    def in_force_on_disk(self, folder: Path) -> tuple[int, str]:
+        """The same by a copy of the state folder, as a cut left it."""
+        sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in folder.glob("*.cgm")]
+        return self.whole_model(self.cells.call("update", "status", "--json", "--state", folder), "\n".join(sums))
+
+    def whole_model(self, said: str, sums: str) -> tuple[int, str]:
+        """Version and phase of `cellgate update status --json`; the model has every byte of what was made here."""
         status = json.loads(said)
         active = [slot for slot in status["slots"] if slot["in-force"]]
         if not active:
             raise BoardError(f"no model is in force: {status}")
-        slot, version = active[0]["slot"].lower(), active[0]["version"]
-        if f"{self.hashes[version % 2]}  {STATE}/{slot}.cgm" not in sums:
+        version = active[0]["version"]
+        if f"{self.hashes[version % 2]}  {active[0]['slot'].lower()}.cgm" not in sums:
             raise BoardError(f"the model in force is not that of bundle {version}: {status} {sums}")
-        return slot, version, status["phase"]
-
-    def update(self) -> float:
-        """Installs the next bundle; seconds that took."""
-        version = self.next_version()
-        begin = time.monotonic()
-        self.machine.run(self.install_command(version), timeout=600)
-        seconds = time.monotonic() - begin
-        slot, found, _ = self.in_force()
-        if found != version:
-            raise BoardError(f"version {version} was installed, {found} is in force")
-        self.settle(slot, version, "probation")
-        since = self.listener.mark()
-        judged = self.listener.wait_for_verdicts(1, 300, since, lambda v: v["outcome"] != "INVALID")[0]
-        expected = list(self.expected)[version % 2]
-        if judged["model"] != expected:
-            raise BoardError(f"after the update {judged['model']} judges instead of {expected}")
-        self.note("update", version=version, slot=slot, install_s=round(seconds, 1), model=judged["model"][:12])
-        return seconds
-
-    def next_version(self) -> int:
-        self.sent += 1
-        return self.sent
-
-    def install_command(self, version: int) -> str:
-        return (f"runuser -u cellgate -- cellgate update install /var/lib/board/bundles/{version}.cgb --line {LINE} "
-                f"--station {STATION} --state {STATE}")
+        return version, status["phase"]
 
     def faults(self) -> None:
         """The camera's faults, by the controls of its driver: no PASS that is none, and the station goes on."""
@@ -215,47 +199,6 @@ class Board:
             self.note(f"camera, {name}", judged_again=len(verdicts),
                       invalid=count_reasons(self.listener.verdicts(since)))
 
-    def power_cuts(self, count: int, duration: float, seed: int) -> None:
-        """Cuts the power during an update, at moments that are spread over it, every second time at the very instant in
-        which a verdict is heard."""
-        coin = random.Random(seed)
-        cuts = self.results["power cuts"] = []
-        for number in range(count):
-            before, version = self.version, self.next_version()
-            highest = self.sequence()["highest"]
-            install = self.machine.begin(self.install_command(version))
-            delay = duration * (number + coin.random()) / count
-            time.sleep(delay)
-            at_verdict = number % 2 == 1
-            if at_verdict:
-                self.listener.wait_for_verdicts(1, 120, self.listener.mark())
-            lost = self.machine.cut()
-            finished = install.poll() == 0
-            install.wait()
-            heard = self.sequence()["highest"]
-            journal = self.machine.check_disk()
-            since = self.listener.mark()
-            self.machine.start()
-            self.machine.wait_up()
-            kernel = self.machine.run("dmesg | grep -iE 'ext4-fs|i/o error|jbd2'")
-            if re.search("error", kernel, re.IGNORECASE):
-                raise BoardError(f"after cut {number + 1}: {kernel}")
-            slot, after, phase = self.in_force()
-            if after not in (before, version):
-                raise BoardError(f"after cut {number + 1} version {after} is in force, neither {before} nor {version}")
-            if finished and after != version:
-                raise BoardError(f"the update to {version} was reported as done and is gone after cut {number + 1}")
-            self.listener.wait_for_verdicts(2, 300, since, lambda v: v["seq"] > heard and v["outcome"] != "INVALID")
-            sequence = self.sequence()
-            self.settle(slot, after, phase)
-            cuts.append({"after_s": round(delay, 2), "at_a_verdict": at_verdict, "lost_sectors": lost["lost"],
-                         "unflushed_sectors": lost["unflushed_sectors"], "phase": phase,
-                         "journal_replayed": "recovery complete" in kernel,
-                         "version_before": before, "version_after": after, "sent": version, "told_done": finished,
-                         "heard_before": heard, "verdicts_during": heard - highest,
-                         "came_again": sequence["came_again"]})
-            print(f"cut {number + 1}: {json.dumps(cuts[-1])} {journal}", flush=True)
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -266,7 +209,7 @@ def main() -> int:
     parser.add_argument("--cuts", type=int, default=10)
     parser.add_argument("--cells", type=int, default=26)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--no-faults", action="store_true")
+    parser.add_argument("--brief", action="store_true", help="without the camera's faults and the controls")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     folder = args.made / "run"
@@ -276,32 +219,37 @@ def main() -> int:
     begin = time.monotonic()
     cells = Cells(args.made / "cells", args.cellgate.resolve())
     cells.make()
-    for number in range(args.cuts + 1):
+    for number in range(updates.versions(args.cuts)):
         cells.bundle(number + 1)
-    listener = machine = board = None
+    listener = machine = board = fleet = None
     failure = None
     try:
-        listener = Listener(folder)
+        listener = Listener(folder, f"cellgate/{LINE}/{STATION}")
         machine = Machine(args.made, folder, args.seed)
         machine.new_disk()
         machine.start()
         board = Board(machine, listener, cells, args.provision)
         board.note("boot", ssh_after_s=round(machine.wait_up(), 1), kernel=machine.run("uname -rm"))
+        fleet = Updates(board)
+        fleet.give_authority()
         board.provide(args.deb)
         board.unit()
         board.cells_come(args.cells, 900)
         board.display(folder / "display.png")
-        duration = board.update()
-        if not args.no_faults:
+        fleet.whole()
+        if not args.brief:
             board.faults()
-        board.power_cuts(args.cuts, duration, args.seed)
+        fleet.power_cuts(args.cuts, args.seed)
         board.note("sequence", **board.sequence())
-        board.note("end", **machine.shut_down())
-        machine.check_disk()
+        if not args.brief:
+            fleet.without_fsync()
+        board.note("end", **machine.shut_down(), disk=fleet.look_at_disk())
+        if not args.brief:
+            fleet.on_a_lying_disk()
     except (BoardError, RuntimeError, OSError) as error:
         failure = str(error)
     finally:
-        for part in (machine, listener):
+        for part in (machine, listener, fleet):
             if part is not None:
                 part.stop()
     results = board.results if board else {}

@@ -113,7 +113,7 @@ class Cells:
         return result
 
     def bundle(self, number: int) -> None:
-        """The bundle of this number, of the two models in turn."""
+        """The bundle of this number, of the two models in turn; the line begins with the first of them."""
         path = f"bundles/{number}.cgb"
         self.call("bundle", "create", self.models[number % 2].name, "--number", str(number), "--golden", "golden",
                   "--line", LINE, "-o", path)

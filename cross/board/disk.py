@@ -6,19 +6,24 @@ QEMU goes away, however it goes, each sector that was written and not flushed su
 order, and a line of JSON on standard output says how many. That is more than killing QEMU does to a plain image, whose
 writes the host's page cache keeps.
 
-    disk.py IMAGE SOCKET [--seed N]
+With --lies it is a disk as there should be none: it says that a flush is done, and keeps what is younger than so many
+seconds in its cache all the same. Checks that are worth something must notice that.
+
+    disk.py IMAGE SOCKET [--seed N] [--lies SECONDS]
 
 Serves one client, one request at a time, and ends with it. The protocol:
 https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
 import socket
 import struct
 import sys
+import time
 
 SECTOR = 512
 READ, WRITE, DISCONNECT, FLUSH, TRIM, WRITE_ZEROES = 0, 1, 2, 3, 4, 6
@@ -33,12 +38,15 @@ EINVAL = 22
 class Disk:
     """The image, and the sectors that only lie in the cache."""
 
-    def __init__(self, path: str, seed: int):
+    def __init__(self, path: str, seed: int, lies: float = 0):
         self.file = os.open(path, os.O_RDWR)
         self.size = os.fstat(self.file).st_size
         self.cache: dict[int, bytes] = {}
         self.coin = random.Random(seed)
         self.flushes = 0
+        self.lies = lies
+        # When each sector in the cache was written; the oldest come first.
+        self.since: dict[int, float] = {}
 
     def read(self, offset: int, length: int) -> bytes:
         data = bytearray(os.pread(self.file, length, offset))
@@ -51,7 +59,11 @@ class Disk:
 
     def write(self, offset: int, data: bytes) -> None:
         for at in range(0, len(data), SECTOR):
-            self.cache[(offset + at) // SECTOR] = data[at : at + SECTOR]
+            sector = (offset + at) // SECTOR
+            self.cache[sector] = data[at : at + SECTOR]
+            if self.lies:
+                self.since.pop(sector, None)
+                self.since[sector] = time.monotonic()
 
     def keep(self, sectors) -> None:
         """Brings these sectors from the cache to the image."""
@@ -66,8 +78,19 @@ class Disk:
         if run:
             os.pwrite(self.file, b"".join(run), start * SECTOR)
 
+    def settle(self, sectors) -> None:
+        """What the guest is told to be on the medium from now on."""
+        if not self.lies:
+            self.keep(sectors)
+            return
+        before = time.monotonic() - self.lies
+        old = list(itertools.takewhile(lambda sector: self.since[sector] < before, self.since))
+        for sector in old:
+            del self.since[sector]
+        self.keep(old)
+
     def flush(self) -> None:
-        self.keep(list(self.cache))
+        self.settle(list(self.cache))
         self.flushes += 1
 
     def cut(self) -> dict:
@@ -140,7 +163,7 @@ def serve(client: socket.socket, disk: Disk) -> None:
         elif kind != TRIM:
             error = EINVAL
         if flags & FUA and not error and kind in (WRITE, WRITE_ZEROES):
-            disk.keep(range(offset // SECTOR, (offset + length) // SECTOR))
+            disk.settle(range(offset // SECTOR, (offset + length) // SECTOR))
         client.sendall(struct.pack(">IIQ", 0x67446698, error, handle) + answer)
 
 
@@ -149,8 +172,9 @@ def main() -> None:
     parser.add_argument("image")
     parser.add_argument("socket")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lies", type=float, default=0, metavar="SECONDS")
     args = parser.parse_args()
-    disk = Disk(args.image, args.seed)
+    disk = Disk(args.image, args.seed, args.lies)
 
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(args.socket)

@@ -80,14 +80,15 @@ class Machine:
     def log(self) -> Path:
         return self.folder / f"serial-{self.starts:02}.log"
 
-    def start(self) -> None:
-        """Switches the power on."""
+    def start(self, lies: float = 0) -> None:
+        """Switches the power on; `lies`: seconds for which the disk holds back what it was told to flush."""
         self.starts += 1
         disk_socket, control = self.folder / "disk.sock", self.folder / "qmp.sock"
         for path in (disk_socket, control):
             path.unlink(missing_ok=True)
         self.disk = subprocess.Popen(
-            [sys.executable, HERE / "disk.py", self.image, disk_socket, "--seed", str(self.seed + self.starts)],
+            [sys.executable, HERE / "disk.py", self.image, disk_socket, "--seed", str(self.seed + self.starts),
+             "--lies", str(lies)],
             stdout=subprocess.PIPE, text=True)
         if self.disk.stdout.readline().strip() != "ready":
             raise BoardError("disk.py did not start")
@@ -137,12 +138,9 @@ class Machine:
     def ssh_command(self) -> list[str]:
         return ["ssh", "-q", "-i", str(self.made / "key"), "-p", str(self.ssh_port), "-o", "StrictHostKeyChecking=no",
                 "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=20", "-o", "BatchMode=yes",
-                "root@127.0.0.1"]
-
-    def begin(self, command: str) -> subprocess.Popen:
-        """Starts a command on the board."""
-        return subprocess.Popen([*self.ssh_command(), command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                stderr=subprocess.STDOUT, text=True)
+                # One handshake a start: it takes the board seconds.
+                "-o", "ControlMaster=auto", "-o", "ControlPersist=yes",
+                "-o", f"ControlPath={self.folder}/ssh-{self.starts}.sock", "root@127.0.0.1"]
 
     def run(self, command: str, timeout: float = 180, data: bytes = b"", check: bool = True) -> str:
         """Runs a command on the board, with `data` as its standard input; what it writes."""
@@ -161,7 +159,7 @@ class Machine:
         packed = subprocess.run(["tar", "-C", folder, "-cz", "."], stdout=subprocess.PIPE, check=True).stdout
         self.run(f"mkdir -p {to} && tar -C {to} -xz --no-same-owner && sync -f {to}", data=packed, timeout=600)
 
-    def wait_up(self, timeout: float = 300) -> float:
+    def wait_up(self, timeout: float = 600) -> float:
         """Waits until the board can be reached; seconds that took."""
         begin = time.monotonic()
 
@@ -199,9 +197,9 @@ class Machine:
                 process.kill()
                 process.wait()
 
-    def check_disk(self) -> str:
-        """On a copy: replays the journal, then looks at the whole file system. What the replay said; raises if the
-        file system is not clean after it."""
+    def check_disk(self, take: str, to: Path) -> str:
+        """Of a board without power, on a copy of its disk: replays the journal, looks at the whole file system, and
+        copies the folder `take` into `to`. What the replay said; raises if the file system is not clean after it."""
         copy = self.folder / "check.img"
         subprocess.run(["cp", "--sparse=always", self.image, copy], check=True)
         try:
@@ -213,15 +211,19 @@ class Machine:
             if look.returncode:
                 raise BoardError("the file system is damaged after the replay of its journal: "
                                  f"{look.stdout}{look.stderr}")
+            shutil.rmtree(to, ignore_errors=True)
+            to.mkdir()
+            debugfs = shutil.which("debugfs") or "/sbin/debugfs"
+            subprocess.run([debugfs, "-R", f"rdump {take} {to}", copy], capture_output=True, check=False)
             return replay.stdout.strip().replace("\n", "; ")
         finally:
             copy.unlink()
 
 
 class Listener:
-    """A broker on this machine, and somebody who hears all that is said there."""
+    """A broker on this machine, and somebody who hears all that the station says there."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, station: str):
         self.port = free_port()
         self.messages: list[tuple[float, str, str]] = []
         self.heard = threading.Condition()
@@ -232,7 +234,7 @@ class Listener:
                                        stderr=open(folder / "mosquitto.log", "w"))
         wait_for("the broker's start", 20, self.listens)
         self.client = subprocess.Popen(
-            ["mosquitto_sub", "-h", "127.0.0.1", "-p", str(self.port), "-q", "1", "-t", "cellgate/#", "-F", "%t %p"],
+            ["mosquitto_sub", "-h", "127.0.0.1", "-p", str(self.port), "-q", "1", "-t", f"{station}/#", "-F", "%t %p"],
             stdout=subprocess.PIPE, text=True)
         threading.Thread(target=self.listen, daemon=True).start()
 
@@ -247,15 +249,39 @@ class Listener:
                 self.messages.append((time.monotonic(), topic.rpartition("/")[2], text))
                 self.heard.notify_all()
 
-    def verdicts(self, since: int = 0) -> list[dict]:
-        """The verdicts in the order in which they came, from message `since` on."""
+    def said(self, kind: str, since: int = 0, until: int | None = None) -> list[dict]:
+        """What came on this topic, in its order, from message `since` on and before message `until`."""
         with self.heard:
-            return [json.loads(text) for _, topic, text in self.messages[since:] if topic == "verdict"]
+            return [json.loads(text) for _, topic, text in self.messages[since:until] if topic == kind]
+
+    def verdicts(self, since: int = 0, until: int | None = None) -> list[dict]:
+        """The verdicts in the order in which they came."""
+        return self.said("verdict", since, until)
 
     def mark(self) -> int:
         """Number of the next message."""
         with self.heard:
             return len(self.messages)
+
+    def has_heard(self, since: int, holds) -> bool:
+        """Whether `holds(topic, message)` of a verdict or a report of updates, from message `since` on."""
+        return any(holds(topic, said) for topic in ("verdict", "update") for said in self.said(topic, since))
+
+    def wait_for(self, what: str, timeout: float, since: int, holds) -> tuple[int, str, dict]:
+        """The same, waited for: number, topic and text of the first such message."""
+        end, at = time.monotonic() + timeout, since
+        with self.heard:
+            while True:
+                while at < len(self.messages):
+                    _, topic, text = self.messages[at]
+                    if topic in ("verdict", "update") and holds(topic, message := json.loads(text)):
+                        return at, topic, message
+                    at += 1
+                left = end - time.monotonic()
+                if left <= 0:
+                    reports = [text for _, topic, text in self.messages[since:] if topic == "update"]
+                    raise BoardError(f"{what}: not heard within {timeout:.0f} s; the last report: {reports[-1:]}")
+                self.heard.wait(left)
 
     def wait_for_verdicts(self, count: int, timeout: float, since: int = 0, which=lambda verdict: True) -> list[dict]:
         end = time.monotonic() + timeout

@@ -12,15 +12,15 @@ Usage: cross/board/run.sh [OPTIONS]
   --cellgate FILE   this machine's binary, which fits models and makes bundles
                     [default: target/release/cellgate, target/debug/cellgate]
   --provision FILE  the script that makes a station of a board [default: deploy/provision.sh]
-  --quick           one round of cells, an update and two power cuts, in a few minutes
+  --quick           one round of cells, an update and two power cuts; no faults of the camera, no controls
   --cuts N          power cuts [default: 10, with --quick 2]
   --seed N          of their moments and of what the disk loses [default: 1]
   --help            this text
 
-Needs Debian's qemu-system-arm, debootstrap, e2fsprogs, kmod, cpio, openssh-client, mosquitto, mosquitto-clients and
-python3 (and fakeroot, if not run as root), the architecture arm64 known to dpkg, and Debian's archive within reach at
+Needs Debian's qemu-system-arm, debootstrap, e2fsprogs, kmod, cpio, openssh-client, mosquitto, mosquitto-clients, openssl
+and python3 (and fakeroot, if not run as root), the architecture arm64 known to dpkg, and Debian's archive within reach at
 the first time. What is made (2 GB) lies in target/board, results in target/board/run: summary.json, summary.txt,
-display.png, serial-*.log. Exits with 0 if every check passed.
+display.png, provision-*.log, serial-*.log. Exits with 0 if every check passed.
 USAGE
 }
 
@@ -35,7 +35,7 @@ while [ $# -gt 0 ]; do
     --deb) deb=${2:?--deb needs a file} && shift ;;
     --cellgate) cellgate=${2:?--cellgate needs a file} && shift ;;
     --provision) provision=${2:?--provision needs a file} && shift ;;
-    --quick) checks+=(--cuts 2 --cells 13 --no-faults) ;;
+    --quick) checks+=(--cuts 2 --cells 13 --brief) ;;
     --cuts | --seed) checks+=("$1" "${2:?$1 needs a number}") && shift ;;
     --help | -h) usage && exit ;;
     *) fail "unknown option $1, see --help" ;;
@@ -46,7 +46,7 @@ done
 needs=()
 # command:package, where it may lie out of the way in sbin.
 for need in qemu-system-aarch64:qemu-system-arm debootstrap:debootstrap mke2fs:e2fsprogs modprobe:kmod cpio:cpio \
-    ssh:openssh-client mosquitto:mosquitto mosquitto_sub:mosquitto-clients python3:python3; do
+    ssh:openssh-client mosquitto:mosquitto mosquitto_sub:mosquitto-clients python3:python3 openssl:openssl; do
     PATH=$PATH:/usr/sbin:/sbin command -v "${need%%:*}" >/dev/null || needs+=("${need#*:}")
 done
 [ "$(id -u)" = 0 ] || command -v fakeroot >/dev/null || needs+=(fakeroot)

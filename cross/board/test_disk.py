@@ -97,6 +97,21 @@ class PowerCuts(unittest.TestCase):
         self.assertEqual(set(self.medium()), {zero})
         self.client.hang_up()
 
+    def test_a_disk_that_lies_loses_what_it_said_to_be_flushed_and_keeps_what_is_old(self):
+        self.disk.lies = 3600.0
+        self.client.ask(WRITE, 0, data=b"a" * SECTOR * 100)
+        self.client.ask(WRITE, 100 * SECTOR, data=b"b" * SECTOR * 100, flags=FUA)
+        self.client.ask(FLUSH)
+        self.assertEqual(set(self.medium()), {bytes(SECTOR)})
+        for sector in range(50):
+            self.disk.since[sector] = 0.0
+        self.disk.since = dict(sorted(self.disk.since.items(), key=lambda item: item[1]))
+        self.client.ask(FLUSH)
+        self.client.hang_up()
+        self.assertEqual(set(self.medium()[:50]), {b"a" * SECTOR})
+        self.assertEqual(self.disk.cut()["unflushed_sectors"], 150)
+        self.assertEqual(set(self.medium()[100:200]), {bytes(SECTOR), b"b" * SECTOR})
+
     def test_what_lies_beyond_the_end_is_refused(self):
         self.assertNotEqual(self.client.ask(WRITE, SIZE, data=b"x" * SECTOR)[0], 0)
         self.assertNotEqual(self.client.ask(READ, SIZE - SECTOR, length=2 * SECTOR)[0], 0)
