@@ -57,9 +57,9 @@ station=(camera:: display:: gpio:: model:: operations:: outbox:: station:: updat
 # is disturbed at every operation.
 long=(reference_at_96 tiles_over_the_edge up_to_the_edge out_of_fold_is the_settings_are_those hundred_thousand_cells
     at_every_operation after_every_operation whatever_happens_the_station)
-# A cell's way on the double of CUDA's driver, an error of each call for it, and devices that are refused.
-cuda=(verdicts_are_the_cpus whatever_call_fails_for_a_cell devices_and_drivers)
-tensorrt=(a_run_takes_the_input an_error_at_every_call)
+# A cell's way on the double of CUDA's driver, and devices that are refused; a run on that of TensorRT.
+cuda=(verdicts_are_the_cpus devices_and_drivers)
+tensorrt=(a_run_takes_the_input)
 
 quick() {
     local programs=(--test cuda --test kernels_host)
