@@ -164,9 +164,11 @@ impl CellGraph {
         self.memory.prepare();
         let Self { graph: Some(graph), memory, stream, .. } = self else { unreachable!("captured by `new`") };
         let taken = memory.entry.take(stream, input, placement);
-        let done = taken.and_then(|()| stream.launch(graph)).and_then(|()| stream.wait("measuring a cell"));
+        let launched = taken.and_then(|()| stream.launch(graph));
+        // After an error, too: the frame goes back to its owner, and the device may be reading it.
+        let waited = stream.wait("measuring a cell");
         memory.entry.let_go();
-        done?;
+        launched.and(waited)?;
         memory.findings()
     }
 

@@ -24,8 +24,8 @@ use super::{Extractor, PipelineError, Scorer};
 /// Judges cells with one model. [`Inspector::inspect`] allocates nothing; [`Inspector::inspect_file`] does, to read the
 /// file.
 ///
-/// A [device](Self::use_device) may take the way from the image to the heatmap over, and the networks that a judge asks. The cell during which it fails is
-/// [`Invalid::Internal`]; from the next one on the CPU does it all again.
+/// A [device](Self::use_device) may take the way from the frame to the heatmap over, and the networks that a judge asks. The
+/// cell during which it fails is [`Invalid::Internal`]; from the next one on the CPU does it all again.
 pub struct Inspector {
     model: Arc<Model>,
     scorer: Scorer,
