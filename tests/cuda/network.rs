@@ -80,12 +80,17 @@ impl DeviceNetwork for HostNetwork {
         self.run.input = input;
         self.run.broken = self.broken;
         self.run.outputs[..outputs.len()].copy_from_slice(outputs);
-        let run = (&raw mut *self.run).cast();
         // SAFETY: the network is dropped after the stream and the graphs.
-        match unsafe { (self.fake.launch_host)(stream, compute, run) } {
-            0 => Ok(()),
-            status => Err(NetworkError { name: self.name(), why: format!("cuLaunchHostFunc gave {status}") }),
-        }
+        let status = unsafe { (self.fake.launch_host)(stream, compute, (&raw mut *self.run).cast()) };
+        launched(status, self.name())
+    }
+}
+
+/// What the status of a launch of a host function says.
+fn launched(status: i32, name: String) -> Result<(), NetworkError> {
+    match status {
+        0 => Ok(()),
+        status => Err(NetworkError { name, why: format!("cuLaunchHostFunc gave {status}") }),
     }
 }
 
@@ -207,12 +212,9 @@ impl DeviceNetwork for HostClassifier {
             return Ok(());
         }
         (self.ask.input, self.ask.output) = (input, outputs[0]);
-        let ask = (&raw mut *self.ask).cast();
         // SAFETY: the network is dropped after the stream and the graphs.
-        match unsafe { (self.fake.launch_host)(stream, answer, ask) } {
-            0 => Ok(()),
-            status => Err(NetworkError { name: self.name(), why: format!("cuLaunchHostFunc gave {status}") }),
-        }
+        let status = unsafe { (self.fake.launch_host)(stream, answer, (&raw mut *self.ask).cast()) };
+        launched(status, self.name())
     }
 }
 

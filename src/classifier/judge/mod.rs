@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::SIDE;
 use super::evidence::{MAX_VIEWS, Witness};
 use super::infer::Classifier;
-use super::kernel::{KernelError, KernelMachine, Scratch, Uses};
+use super::kernel::{KernelError, KernelMachine, Scratch};
 use super::network::{Folded, NetworkError};
 use super::planes::{PLANE, Planes, turned};
 use crate::simd::Isa;
@@ -134,7 +134,7 @@ impl Description {
     /// Views of the image whose features are pooled: none if no kernel machine looks at them.
     #[must_use]
     pub fn pooled_views(&self) -> usize {
-        let looks = self.kernel.as_ref().is_some_and(|kernel| kernel.uses != Uses::Heat);
+        let looks = self.kernel.as_ref().is_some_and(|kernel| kernel.uses.pooled());
         if looks { self.views as usize } else { 0 }
     }
 

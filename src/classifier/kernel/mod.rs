@@ -56,7 +56,8 @@ pub enum Uses {
 }
 
 impl Uses {
-    fn pooled(self) -> bool {
+    /// Whether the pooled features count.
+    pub(super) fn pooled(self) -> bool {
         self != Self::Heat
     }
 
