@@ -8,7 +8,7 @@ fn main() -> ExitCode {
     match cellgate::cli::Cli::parse().run() {
         Ok(status) => status,
         Err(error) => {
-            eprintln!("cellgate: {error:#}");
+            eprintln!("cellgate: {}", cellgate::cli::told(&error));
             ExitCode::FAILURE
         }
     }

@@ -92,3 +92,29 @@ impl Cli {
         Ok(ExitCode::SUCCESS)
     }
 }
+
+/// An error and its causes in one line. Texts that put their remedy last tell the cause in the middle: it is not told again.
+pub fn told(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string).filter(|cause| !cause.is_empty()) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let missing = || std::io::Error::other("no such file");
+        assert_eq!(told(&anyhow::Error::new(missing()).context("reading a.toml")), "reading a.toml: no such file");
+        let said = anyhow::Error::new(missing()).context("reading a.toml: no such file; make one").context("starting");
+        assert_eq!(told(&said), "starting: reading a.toml: no such file; make one");
+    }
+}

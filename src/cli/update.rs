@@ -199,7 +199,7 @@ fn install(args: Install) -> anyhow::Result<()> {
     let manifest = slots
         .install(&mut reader, &station, Date::now().as_millis(), |folder, staged| {
             proven = prove_staged(folder, staged, &network, threads)
-                .map_err(|error| NotProven::Refused(format!("{error:#}")))?;
+                .map_err(|error| NotProven::Refused(super::told(&error)))?;
             Ok(())
         })
         .with_context(context)?;

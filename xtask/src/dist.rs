@@ -56,13 +56,15 @@ const IN_ARCHIVE: [&str; 6] = ["LICENSE-APACHE", "LICENSE-MIT", "README.md", "CH
 /// If a tool is missing, a build fails, or two builds differ.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let root = fs::canonicalize(root()).context("finding the sources")?;
-    let out = release(&root, &args.arch)?;
-    print!("{}", fs::read_to_string(out.join("SHA256SUMS")).context("reading the checksums")?);
     if args.check {
         let changed = printed(git(&root).args(["status", "--porcelain"]))?;
         if !changed.is_empty() {
             bail!("what is not committed cannot be built again elsewhere:\n{changed}");
         }
+    }
+    let out = release(&root, &args.arch)?;
+    print!("{}", fs::read_to_string(out.join("SHA256SUMS")).context("reading the checksums")?);
+    if args.check {
         let second = root.join("target/dist-check/second");
         remove(&second)?;
         must(Command::new("git").args(["clone", "--quiet"]).arg(&root).arg(&second))?;
