@@ -1,16 +1,19 @@
-// For programs that QEMU runs without the kernel knowing of it (no binfmt_misc, which needs root): what they start, if it
-// is for ARM too, is started in QEMU. Preloaded into each of them; CELLGATE_QEMU says where QEMU is.
+// Preloaded into programs that QEMU runs, where QEMU alone is not as the kernel is. What they start, if it is for ARM too, is
+// started in QEMU, of which the kernel need not know (binfmt_misc needs root); CELLGATE_QEMU says where QEMU is. An ioctl that
+// QEMU does not know is one that the file does not have.
 //
-//     aarch64-linux-gnu-gcc -O1 -fPIC -shared -o libexec.so exec.c
+//     aarch64-linux-gnu-gcc -O1 -fPIC -shared -o preload.so preload.c
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <spawn.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 static int is_arm(const char* file) {
@@ -89,3 +92,14 @@ int posix_spawnp(pid_t* pid, const char* file, const posix_spawn_file_actions_t*
 }
 
 int execvp(const char* file, char* const argv[]) { return start(execute, NULL, file, argv, environ); }
+
+int ioctl(int file, unsigned long request, ...) {
+    typedef int Ioctl(int, unsigned long, ...);
+    va_list list;
+    va_start(list, request);
+    void* argument = va_arg(list, void*);
+    va_end(list);
+    const int said = ((Ioctl*)dlsym(RTLD_NEXT, "ioctl"))(file, request, argument);
+    if (said < 0 && errno == ENOSYS) errno = ENOTTY;
+    return said;
+}
