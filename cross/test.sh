@@ -10,7 +10,7 @@ usage() {
 Builds tests for aarch64 and runs them with NEON, in single and half precision, under qemu-aarch64-static.
 
   cross/test.sh             all of them (docs/aarch64.md)
-  cross/test.sh --quick     what CI runs: every SIMD kernel, a station's rooms, the CUDA path on a double
+  cross/test.sh --quick     what CI runs: the library but for its longest tests, the CUDA path on a double
   cross/test.sh ARGUMENTS   what `cargo test ARGUMENTS` would: cross/test.sh --lib gemm
 
 With TENSORRT_INCLUDE (`cargo xtask tensorrt-headers` prints it) the TensorRT path on the doubles of its libraries, too.
@@ -47,14 +47,11 @@ features=()
 [ -z "${TENSORRT_INCLUDE:-}" ] || features=(--features tensorrt)
 run() { cargo test --locked --target "$target" "${features[@]}" "$@"; }
 
-# Parts of tests' names. What is written once for all instruction sets.
-kernels=(simd:: workers:: backbone::cpu:: embedding:: gaussian:: classifier::features classifier::kernel
-    preprocess::sensor the_drawing_is_the_same)
-station=(camera:: display:: gpio:: model:: operations:: outbox:: station:: update:: verdict::)
-# Too long for CI: networks and conv1 at larger sizes, many fits of the kernel machine, long days of a line, an update that
-# is disturbed at every operation.
-long=(reference_at_96 tiles_over_the_edge up_to_the_edge out_of_fold_is the_settings_are_those hundred_thousand_cells
-    at_every_operation after_every_operation whatever_happens_the_station)
+# Parts of tests' names. Too long for CI: networks and conv1 at larger sizes, what trains a network, many fits of the kernel
+# machine, long days of a line, an update that is disturbed at every operation.
+long=(reference_at_96 tiles_over_the_edge up_to_the_edge baseline:: classifier::infer classifier::judge::tests
+    classifier::learning classifier::train out_of_fold_is the_settings_are_those hundred_thousand_cells at_every_operation
+    after_every_operation whatever_happens_the_station)
 # A cell's way on the double of CUDA's driver, and devices that are refused; a run on that of TensorRT.
 cuda=(verdicts_are_the_cpus devices_and_drivers)
 tensorrt=(a_run_takes_the_input)
@@ -63,7 +60,7 @@ quick() {
     local programs=(--test cuda --test kernels_host)
     [ ${#features[@]} = 0 ] || programs+=(--test tensorrt)
     run --no-run --lib "${programs[@]}"
-    run --lib -- "${kernels[@]}" "${station[@]}" "${long[@]/#/--skip=}"
+    run --lib -- "${long[@]/#/--skip=}"
     run --test cuda -- "${cuda[@]}"
     run --test kernels_host -- a_missing_barrier
     [ ${#features[@]} = 0 ] || run --test tensorrt -- "${tensorrt[@]}"
