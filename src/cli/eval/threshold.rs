@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use indicatif::ProgressBar;
 
-use super::super::shared;
+use super::super::{shared, told};
 use super::gallery::Gallery;
 use super::{Args, Outcome, Task};
 use crate::backbone::{Identity, ResNet18};
@@ -328,7 +328,7 @@ struct Pixels {
 impl Pixels {
     fn add(&mut self, item: &Item, scorer: &Scorer, placement: &Placement, settings: &Settings) {
         if let Err(error) = self.try_add(item, scorer, placement, settings) {
-            self.error.get_or_insert(format!("{error:#}"));
+            self.error.get_or_insert(told(&error));
         }
     }
 
