@@ -35,11 +35,7 @@ while [ $# -gt 0 ]; do
     *) fail "unknown option $1; see --help" ;;
     esac
 done
-case $jetpack in
-5) glibc=2.31 ;;
-6) glibc=2.35 ;;
-*) fail "--jetpack $jetpack: 5 and 6 are known (7 runs what is built for 6)" ;;
-esac
+glibc=$(glibc_of "$jetpack")
 case ",$features," in
 *,tensorrt,*)
     [ -n "${TENSORRT_INCLUDE:-}" ] || TENSORRT_INCLUDE=$(cargo xtask tensorrt-headers)
@@ -53,16 +49,6 @@ remap() {
     printf '%s ' "--remap-path-prefix=$home=/cargo" "--remap-path-prefix=$PWD=/cellgate"
 }
 
-# The highest version of glibc that a program's symbols ask for.
-highest_glibc() {
-    readelf --wide --version-info "$1" | grep -o 'GLIBC_[0-9.]*' | sort --version-sort --unique | tail -n 1 | cut -d_ -f2
-}
-
-# What a program loads when it starts, beside the loader.
-libraries() {
-    readelf --wide --dynamic "$1" | sed -n 's/.*(NEEDED).*\[\(.*\)\]$/\1/p' | grep -v '^ld-linux' | sort | paste -sd ' '
-}
-
 needs rustup rustup
 needs readelf binutils
 cross_tools
@@ -74,18 +60,8 @@ build() {
 build --package cellgate --bin cellgate ${features:+--features "$features"}
 
 program=$(built "$arch")
-found=$(highest_glibc "$program")
-[ "$(printf '%s\n' "$found" "$glibc" | sort --version-sort | tail -n 1)" = "$glibc" ] ||
-    fail "$program needs glibc $found, and JetPack $jetpack has $glibc"
-# What the package depends on. The shim's C++ brings Zig's libc++ along: no system's libstdc++, with versions of its own, is asked for.
-for library in $(libraries "$program"); do
-    case $library in
-    libc.so.6 | libm.so.6 | libdl.so.2 | libpthread.so.0 | librt.so.1 | libgcc_s.so.1) ;;
-    *) fail "$program needs $library, which deploy/debian/control does not promise" ;;
-    esac
-done
-printf '%s\n  size: %s bytes\n  needs glibc %s (JetPack %s has %s), and loads %s\n' "$program" "$(stat -c %s "$program")" "$found" \
-    "$jetpack" "$glibc" "$(libraries "$program")"
+printf '%s\n  size: %s bytes\n' "$program" "$(stat -c %s "$program")"
+asks_no_more "$program" "$jetpack"
 if [ -n "$manual" ]; then
     # Not in one go with the program, which must be the same with and without.
     build --package cellgate-manual

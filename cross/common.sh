@@ -36,6 +36,45 @@ built() {
     printf '%s/%s/release/cellgate\n' "${CARGO_TARGET_DIR:-target}" "$(triple "$1")"
 }
 
+# glibc_of JETPACK: the version of glibc in its root file system.
+glibc_of() {
+    case $1 in
+    5) printf '2.31\n' ;;
+    6) printf '2.35\n' ;;
+    *) fail "--jetpack $1: 5 and 6 are known (7 runs what is built for 6)" ;;
+    esac
+}
+
+# The highest version of glibc that a program's symbols ask for.
+highest_glibc() {
+    readelf --wide --version-info "$1" | grep -o 'GLIBC_[0-9.]*' | sort --version-sort --unique | tail -n 1 | cut -d_ -f2
+}
+
+# What a program loads when it starts, beside the loader.
+libraries() {
+    readelf --wide --dynamic "$1" | sed -n 's/.*(NEEDED).*\[\(.*\)\]$/\1/p' | grep -v '^ld-linux' | sort | paste -sd ' '
+}
+
+# asks_no_more PROGRAM JETPACK: says what a program asks of the system that runs it, and fails if that JetPack lacks it.
+asks_no_more() {
+    local found glibc library
+    needs readelf binutils
+    found=$(highest_glibc "$1")
+    glibc=$(glibc_of "$2")
+    [ -n "$found" ] || fail "$1 asks for no version of glibc: it was not read"
+    [ "$(printf '%s\n' "$found" "$glibc" | sort --version-sort | tail -n 1)" = "$glibc" ] ||
+        fail "$1 needs glibc $found, and JetPack $2 has $glibc"
+    # What the package depends on. The shim's C++ brings Zig's libc++ along: no system's libstdc++, with versions of its own,
+    # is asked for.
+    for library in $(libraries "$1"); do
+        case $library in
+        libc.so.6 | libm.so.6 | libdl.so.2 | libpthread.so.0 | librt.so.1 | libgcc_s.so.1) ;;
+        *) fail "$1 needs $library, which deploy/debian/control does not promise" ;;
+        esac
+    done
+    printf '  needs glibc %s (JetPack %s has %s), and loads %s\n' "$found" "$2" "$glibc" "$(libraries "$1")"
+}
+
 # The libraries of an aarch64 program under qemu-aarch64-static. Without its -L: the cross compiler's own libc hangs in
 # pthread_create.
 arm_libraries() {
