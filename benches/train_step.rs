@@ -23,6 +23,9 @@ struct Args {
     /// Input planes: 1 or 2.
     #[arg(long, default_value_t = 1)]
     planes: usize,
+    /// Side of the planes, in pixels.
+    #[arg(long, default_value_t = SIDE)]
+    side: usize,
     /// Samples of a batch.
     #[arg(long, default_value_t = 32)]
     batch: usize,
@@ -41,11 +44,11 @@ struct Args {
 }
 
 fn main() -> anyhow::Result<()> {
-    let Args { threads, planes, batch, isa, runs, serve, .. } = Args::parse();
+    let Args { threads, planes, side, batch, isa, runs, serve, .. } = Args::parse();
     let isa = isa.unwrap_or_else(Isa::detect);
-    let mut trainer = Trainer::new(Network::new(planes, 3, 1)?, batch, isa, Arc::new(Workers::new(threads)))?;
+    let mut trainer = Trainer::new(Network::new(planes, 3, 1)?, side, batch, isa, Arc::new(Workers::new(threads)))?;
     let inputs: Vec<f32> =
-        (0..batch * planes * SIDE * SIDE).map(|i| ((i * 7919 % 1009) as f32 / 300.0).sin()).collect();
+        (0..batch * planes * side * side).map(|i| ((i * 7919 % 1009) as f32 / 300.0).sin()).collect();
     let labels: Vec<usize> = (0..batch).map(|b| b % 3).collect();
     let settings = Settings::default();
     let mut step = || Ok(trainer.step(&inputs, &labels, &settings).map(|_| ())?);
@@ -55,6 +58,8 @@ fn main() -> anyhow::Result<()> {
     served::measure(3, &mut step)?;
     let (mut wall, mut cpu): (Vec<f64>, Vec<f64>) = served::measure(runs, step)?.into_iter().unzip();
     let (wall, cpu) = (served::median(&mut wall), served::median(&mut cpu));
-    println!("train step, batch {batch}, {planes} planes, {threads} threads, {isa}: {wall:.2} ms, {cpu:.2} ms cpu");
+    println!(
+        "train step, batch {batch}, {planes} planes of {side}, {threads} threads, {isa}: {wall:.2} ms, {cpu:.2} ms cpu"
+    );
     Ok(())
 }

@@ -152,21 +152,20 @@ extern "C" __global__ void __launch_bounds__(POOL_THREADS) pool_stages(Stages st
     row[2 * CHANNELS] = sqrtf(variance < 0.0f ? 0.0f : variance);
 }
 
-constexpr int SIDE = 64;
 constexpr float CLOSEST = 1e-3f; // the smallest distance that a logarithm is taken of
 
-// Pixel (x, y) of 64 × 64 of a square map: the mean of what it covers, in the order of the CPU's sums.
+// Pixel (x, y) of side × side of a square map: the mean of what it covers, in the order of the CPU's sums.
 template <typename T>
-__device__ __forceinline__ float covered(const T* __restrict__ map, int size, int x, int y) {
-    if (size == SIDE) return to_float(map[y * SIDE + x]);
-    // In units of 1/64 of a pixel of the map.
+__device__ __forceinline__ float covered(const T* __restrict__ map, int size, int x, int y, int side) {
+    if (size == side) return to_float(map[y * side + x]);
+    // In units of 1/side of a pixel of the map.
     const int left = x * size, right = left + size, top = y * size, bottom = top + size;
     float sum = 0.0f;
-    for (int v = top / SIDE; v * SIDE < bottom; ++v) {
-        const float high = static_cast<float>(min(bottom, (v + 1) * SIDE) - max(top, v * SIDE));
+    for (int v = top / side; v * side < bottom; ++v) {
+        const float high = static_cast<float>(min(bottom, (v + 1) * side) - max(top, v * side));
         float row = 0.0f;
-        for (int u = left / SIDE; u * SIDE < right; ++u) {
-            row += static_cast<float>(min(right, (u + 1) * SIDE) - max(left, u * SIDE)) * to_float(map[v * size + u]);
+        for (int u = left / side; u * side < right; ++u) {
+            row += static_cast<float>(min(right, (u + 1) * side) - max(left, u * side)) * to_float(map[v * size + u]);
         }
         sum += high * row;
     }
@@ -175,17 +174,17 @@ __device__ __forceinline__ float covered(const T* __restrict__ map, int size, in
 
 extern "C" __global__ void __launch_bounds__(256)
     judge_planes(const float* __restrict__ heatmap, int grid, float unit, const __half* __restrict__ image, int size,
-                 __half* __restrict__ planes) {
+                 __half* __restrict__ planes, int side) {
     const int at = blockIdx.x * blockDim.x + threadIdx.x;
-    if (at >= SIDE * SIDE) return;
-    const int x = at % SIDE, y = at / SIDE;
+    if (at >= side * side) return;
+    const int x = at % side, y = at / side;
     float value;
     if (blockIdx.y == 0) {
-        const float distance = covered(heatmap, grid, x, y);
+        const float distance = covered(heatmap, grid, x, y, side);
         // What is not finite stays so.
         value = distance * unit > CLOSEST ? 2.0f * logf(distance * unit) : distance * 0.0f + 2.0f * logf(CLOSEST);
     } else {
-        value = covered(image, size, x, y);
+        value = covered(image, size, x, y, side);
     }
-    planes[blockIdx.y * (SIDE * SIDE) + at] = __float2half_rn(value);
+    planes[blockIdx.y * (side * side) + at] = __float2half_rn(value);
 }

@@ -47,7 +47,7 @@ impl Bed {
         static FITTED: [OnceLock<Vec<u8>>; 2] = [OnceLock::new(), OnceLock::new()];
         let folder = tempfile::tempdir().unwrap();
         let fit = |to: &Path| match judged {
-            true => common::judged_model(to, 64, 16, 24, 2),
+            true => common::judged_model(to, 64, 16, 24, 2, 128),
             false => common::small_model(to, 64, 16, 24),
         };
         let path = folder.path().join("fitted.cgm");

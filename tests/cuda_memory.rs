@@ -29,7 +29,7 @@ fn a_cell_on_a_device_allocates_nothing() {
     let Some(turn) = fake::turn("a_cell_on_a_device_allocates_nothing") else { return };
     let folder = tempfile::tempdir().unwrap();
     // With a second view, a kernel machine and a network that is asked twice: all that a judge can want.
-    let model = Arc::new(Model::open(&common::judged_model(folder.path(), 64, 16, 24, 2)).unwrap());
+    let model = Arc::new(Model::open(&common::judged_model(folder.path(), 64, 16, 24, 2, 64)).unwrap());
     let (network, workers) = (ResNet18::embedded().unwrap(), Arc::new(Workers::new(1)));
     let packed = network::Packed::new(&model, &network);
     let backbone = Box::new(packed.backbone.another_on(Arc::clone(&workers)));

@@ -31,7 +31,7 @@ fn engines_are_built_once_shown_and_refused_elsewhere() {
     if kernels::build("fake_cuda.cpp", &driver).is_none() {
         return common::skip(name, "g++");
     }
-    let model = common::judged_model(folder.path(), 64, 16, 8, 1);
+    let model = common::judged_model(folder.path(), 64, 16, 8, 1, 64);
     let engines = folder.path().join("engines");
     let double = test.double.path();
     let run = |words: &[&Path], variables: &[(&str, &str)]| {

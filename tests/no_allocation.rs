@@ -52,7 +52,7 @@ fn a_thousand_frames_allocate_nothing() {
 /// With network, kernel machine and a second view.
 fn a_classifier_in_the_model_allocates_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    inspecting_allocates_nothing(&common::judged_model(folder.path(), 64, 16, 24, 2), 300);
+    inspecting_allocates_nothing(&common::judged_model(folder.path(), 64, 16, 24, 2, 128), 300);
 }
 
 fn inspecting_allocates_nothing(path: &Path, count: usize) {
@@ -98,8 +98,8 @@ fn classifying_and_training_allocate_nothing() {
     for threads in [1, 2] {
         let workers = Arc::new(Workers::new(threads));
         let network = Network::new(2, 3, 1).unwrap();
-        let mut classifier = Classifier::new(&network.fold(), Isa::detect(), Arc::clone(&workers)).unwrap();
-        let mut trainer = Trainer::new(network, BATCH, Isa::detect(), workers).unwrap();
+        let mut classifier = Classifier::new(&network.fold(SIDE), Isa::detect(), Arc::clone(&workers)).unwrap();
+        let mut trainer = Trainer::new(network, SIDE, BATCH, Isa::detect(), workers).unwrap();
         let batch: Vec<f32> = (0..BATCH * 2 * SIDE * SIDE).map(|i| (i as f32 * 0.37).sin()).collect();
         let (planes, settings) = (batch.as_chunks::<{ SIDE * SIDE }>().0, Settings::default());
         let mut probabilities = [0.0; 3];

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use cellgate::backbone::onnx::{export_classifier, export_features, export_onnx};
 use cellgate::backbone::weights::{Conv, Precision, ResNet18};
-use cellgate::classifier::Network;
 use cellgate::classifier::infer::Classifier;
+use cellgate::classifier::{Network, SIDE};
 use cellgate::embedding::projection::CHANNELS;
 use cellgate::embedding::{Mixing, Projection};
 use cellgate::simd::Isa;
@@ -175,15 +175,15 @@ fn an_exported_classifier_says_in_onnxruntime_what_ours_says() {
     let Some(python) = python("an_exported_classifier_says_in_onnxruntime_what_ours_says") else { return };
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, values: &[f32]| write(folder.path(), name, values);
-    for (planes, samples) in [(1, 1), (2, 3)] {
-        let net = Network::new(planes, 3, 11).unwrap().fold();
+    for (planes, samples, side) in [(1, 1, SIDE), (2, 3, SIDE), (2, 1, 128)] {
+        let net = Network::new(planes, 3, 11).unwrap().fold(side);
         let images: Vec<f32> =
-            (0..samples * planes * SIZE * SIZE).map(|p| (p as f32 * 0.37).sin() + (p as f32 * 0.0021).cos()).collect();
+            (0..samples * planes * side * side).map(|p| (p as f32 * 0.37).sin() + (p as f32 * 0.0021).cos()).collect();
         let mut classifier = Classifier::new(&net, Isa::detect(), Arc::new(Workers::new(1))).unwrap();
         let (mut logits, mut probabilities) = (vec![0.0; 3 * samples], vec![0.0; 3 * samples]);
         let said = logits.chunks_exact_mut(3).zip(probabilities.chunks_exact_mut(3));
-        for (image, (logits, probabilities)) in images.chunks_exact(planes * SIZE * SIZE).zip(said) {
-            let sides: Vec<&[f32]> = image.chunks_exact(SIZE * SIZE).collect();
+        for (image, (logits, probabilities)) in images.chunks_exact(planes * side * side).zip(said) {
+            let sides: Vec<&[f32]> = image.chunks_exact(side * side).collect();
             classifier.logits(&sides, logits).unwrap();
             classifier.run(&sides, probabilities).unwrap();
         }

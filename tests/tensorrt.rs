@@ -31,7 +31,7 @@ fn features(k: usize) -> Source {
 
 /// Small, so that a test may read it often.
 fn classifier() -> Source {
-    Source::classifier(&Network::new(1, 3, 11).unwrap().fold(), 1).unwrap()
+    Source::classifier(&Network::new(1, 3, 11).unwrap().fold(64), 1).unwrap()
 }
 
 fn orin() -> Gpu {
@@ -337,7 +337,7 @@ fn foreign_and_damaged_engines_are_refused() {
     assert!(matches!(refused(&newer, &orin(), &source), EngineError::Foreign { what: "TensorRT", .. }));
     test.double.version(0);
     // The engine of another network under this one's name.
-    let other = Source::classifier(&Network::new(1, 3, 12).unwrap().fold(), 1).unwrap();
+    let other = Source::classifier(&Network::new(1, 3, 12).unwrap().fold(64), 1).unwrap();
     std::fs::copy(engines::path(folder, &source), engines::path(folder, &other)).unwrap();
     assert!(matches!(refused(&runtime, &orin(), &other), EngineError::Foreign { what: "the network", .. }));
     // Every byte counts.

@@ -43,7 +43,7 @@ fn a_cell_is_judged_as_on_the_cpu_and_without_an_engine_on_the_cpu() {
         std::env::set_var("CELLGATE_LIBNVONNXPARSER", test.double.path());
     }
     let folder = tempfile::tempdir().unwrap();
-    let model = Arc::new(Model::open(&common::judged_model(folder.path(), SIZE as u32, 16, 24, 2)).unwrap());
+    let model = Arc::new(Model::open(&common::judged_model(folder.path(), SIZE as u32, 16, 24, 2, 64)).unwrap());
     let backbone = ResNet18::embedded().unwrap();
     let inspector = || {
         let workers = Arc::new(Workers::new(1));

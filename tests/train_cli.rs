@@ -96,6 +96,32 @@ fn a_trained_model_judges_by_its_classifier() {
     assert!(std::fs::metadata(&onnx).unwrap().len() > 40_000_000);
 }
 
+/// The whole image on larger planes, a few steps of fine-tuning: the model says so, and judges by them.
+#[test]
+fn a_network_is_fine_tuned_on_larger_planes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, onnx) = (dir.path().join("judged.cgm"), dir.path().join("judge.onnx"));
+    let refused = train(&out, &["--plane-side", "96"]);
+    assert!(!refused.status.success() && said(&refused).contains("64, 128, 256 or 512"), "{}", said(&refused));
+    let refused = train(&out, &["--plane-side", "128", "--judge", "kernel"]);
+    assert!(!refused.status.success() && said(&refused).contains("--plane-side"), "{}", said(&refused));
+
+    let more = [SHORT.as_slice(), &["--plane-side", "128", "--judge", "network"]].concat();
+    let trained = train(&out, &more);
+    assert!(trained.status.success(), "{}", said(&trained));
+    let shown = cellgate(&["model", "show", text(&out)]);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("a network on 2 planes of 128×128"), "{}", said(&shown));
+    let verdicts = verdicts(&out, &fitted().join("cells"));
+    let p = |verdict: &serde_json::Value| verdict["p_c"].as_f64().unwrap();
+    let of = |label: char| {
+        let cells = verdicts.iter().filter(|v| v["id"].as_str().unwrap().contains(label));
+        cells.clone().map(p).sum::<f64>() / cells.count() as f64
+    };
+    assert!(verdicts.len() == 60 && of('C') > of('A') + 0.2, "{} for C, {} for A", of('C'), of('A'));
+    let exported = cellgate(&["model", "export-classifier", text(&out), "-o", text(&onnx)]);
+    assert!(String::from_utf8_lossy(&exported.stdout).contains("2 planes of 128×128"), "{}", said(&exported));
+}
+
 #[test]
 fn a_checkpoint_of_the_same_training_is_gone_on_with_and_any_other_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -91,8 +91,8 @@ fn cases() -> [(&'static str, Network, Settings); 2] {
         weight_decay: 0.1,
         ..Settings::default()
     };
-    let network = Network::from_backbone(&ResNet18::embedded().unwrap(), 2, 3, 4).unwrap();
-    let mut started = Trainer::new(network, BATCH, Isa::Scalar, Arc::new(Workers::new(2))).unwrap();
+    let network = Network::from_backbone(&ResNet18::embedded().unwrap(), 2, 0.5, 3, 4).unwrap();
+    let mut started = Trainer::new(network, SIDE, BATCH, Isa::Scalar, Arc::new(Workers::new(2))).unwrap();
     started.match_norms(&batch(2).0).unwrap();
     [("random", Network::new(1, 3, 4).unwrap(), Settings::default()), ("backbone", started.network(), weighed)]
 }
@@ -106,7 +106,7 @@ fn follows(torch: &Record, network: &Network, settings: &Settings) {
         println!("{what}: {far:.1e}");
         assert!(far < limit, "{what}: {far:.1e}");
     };
-    let mut trainer = Trainer::new(network.clone(), BATCH, Isa::detect(), Arc::new(Workers::new(2))).unwrap();
+    let mut trainer = Trainer::new(network.clone(), SIDE, BATCH, Isa::detect(), Arc::new(Workers::new(2))).unwrap();
     for (step, (&loss, &correct)) in torch.losses.iter().zip(&torch.correct).enumerate() {
         let got = trainer.step(&inputs, &labels, settings).unwrap();
         println!("step {step}: loss {} for {loss}, {} correct for {correct}", got.loss, got.correct);
@@ -174,7 +174,8 @@ fn ask_torch(python: &str, network: &Network, settings: &Settings) -> Record {
         record.losses.push(loss.parse().unwrap());
         record.correct.push(correct.parse().unwrap());
     }
-    let parameters = Trainer::new(network.clone(), BATCH, Isa::Scalar, Arc::new(Workers::new(1))).unwrap().gradients();
+    let parameters =
+        Trainer::new(network.clone(), SIDE, BATCH, Isa::Scalar, Arc::new(Workers::new(1))).unwrap().gradients();
     record.gradients = sketches(&parameters, &read(&at("gradients.f32")));
     record.after = sketches(&tensors, &read(&at("after.f32")));
     record

@@ -6,7 +6,7 @@ use crate::simd::Isa;
 
 use super::features::{HeatDescriber, POOLED, log_scale, pool};
 use super::kernel::WIDTH;
-use super::planes::{PLANE, Planes, heatmap_plane, image_plane, turned};
+use super::planes::{Planes, heatmap_plane, image_plane, turned};
 
 /// The ways in which the image is laid for the pooled features, most useful first: as it is, mirrored, by a quarter turn,
 /// by half a turn.
@@ -33,11 +33,13 @@ pub fn ways(views: usize) -> &'static [usize] {
     &VIEWS[..views]
 }
 
-/// Looks at cells of one size of image and heatmap; owns its buffers and allocates nothing once made.
+/// Looks at cells of one size of image and heatmap, for a network of one side; owns its buffers and allocates nothing once
+/// made.
 pub struct Witness {
     size: usize,
     grid: usize,
     k: usize,
+    side: usize,
     isa: Isa,
     describer: HeatDescriber,
     planes: Vec<f32>,
@@ -47,16 +49,17 @@ pub struct Witness {
 }
 
 impl Witness {
-    /// For rectified images of side `size` and heatmaps of side `grid` of distances of k values.
+    /// For rectified images of side `size` and heatmaps of side `grid` of distances of k values, and planes of side `side`.
     #[must_use]
-    pub fn new(size: usize, grid: usize, k: usize, isa: Isa) -> Self {
+    pub fn new(size: usize, grid: usize, k: usize, side: usize, isa: Isa) -> Self {
         Self {
             size,
             grid,
             k,
+            side,
             isa,
             describer: HeatDescriber::new(grid),
-            planes: vec![0.0; Planes::HeatmapAndImage.count() * PLANE],
+            planes: vec![0.0; Planes::HeatmapAndImage.count() * side * side],
             row: vec![0.0; WIDTH],
             one_view: vec![0.0; POOLED],
             views: 0,
@@ -65,13 +68,15 @@ impl Witness {
 
     /// Looks at a heatmap of grid² distances.
     pub fn see_heatmap(&mut self, heatmap: &[f32]) {
-        heatmap_plane(heatmap, self.grid, self.k, &mut self.planes[..PLANE]);
+        let (side, plane) = (self.side, self.plane());
+        heatmap_plane(heatmap, self.grid, self.k, side, &mut self.planes[..plane]);
         self.describer.describe(heatmap, &mut self.row[POOLED..]);
     }
 
     /// Looks at a rectified image of size² values, and forgets the features of the one before.
     pub fn see_image(&mut self, image: &[f32]) {
-        image_plane(image, self.size, &mut self.planes[PLANE..]);
+        let (side, plane) = (self.side, self.plane());
+        image_plane(image, self.size, side, &mut self.planes[plane..]);
         self.views = 0;
         self.row[..POOLED].fill(0.0);
     }
@@ -104,19 +109,24 @@ impl Witness {
         log_scale(pooled);
     }
 
+    /// Numbers of a plane.
+    fn plane(&self) -> usize {
+        self.side * self.side
+    }
+
     /// What depends on the heatmap: its plane, and its statistics.
     #[must_use]
     pub fn of_heatmap(&self) -> Evidence {
-        Evidence { planes: self.planes[..PLANE].into(), row: self.row[POOLED..].into() }
+        Evidence { planes: self.planes[..self.plane()].into(), row: self.row[POOLED..].into() }
     }
 
     /// What does not depend on the heatmap: the image's plane, and the pooled features.
     #[must_use]
     pub fn of_image(&self) -> Evidence {
-        Evidence { planes: self.planes[PLANE..].into(), row: self.row[..POOLED].into() }
+        Evidence { planes: self.planes[self.plane()..].into(), row: self.row[..POOLED].into() }
     }
 
-    /// The planes: the heatmap's, then the image's, [`PLANE`] numbers each.
+    /// The planes: the heatmap's, then the image's, side² numbers each.
     #[must_use]
     pub fn planes(&self) -> &[f32] {
         &self.planes
@@ -155,7 +165,7 @@ mod tests {
         const SIZE: usize = 64;
         let heatmap: Vec<f32> = (0..256).map(|i| 3.0 + (i * 37 % 101) as f32).collect();
         let isa = Isa::detect();
-        let mut own = Witness::new(SIZE, 16, 24, isa);
+        let mut own = Witness::new(SIZE, 16, 24, SIZE, isa);
         own.see_heatmap(&heatmap);
         own.see_image(&[0.5; SIZE * SIZE]);
         let mut pooled = vec![0.0; 2 * POOLED];
@@ -167,7 +177,7 @@ mod tests {
         }
         own.conclude();
         // Of a witness that has seen another cell before.
-        let mut other = Witness::new(SIZE, 16, 24, isa);
+        let mut other = Witness::new(SIZE, 16, 24, SIZE, isa);
         other.take_over(&[1.0; 256], &vec![9.0; POOLED]);
         other.take_over(&heatmap, &pooled);
         assert_eq!(other.row(), own.row());

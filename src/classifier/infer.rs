@@ -10,7 +10,6 @@ use crate::backbone::cpu::network::Network;
 use crate::simd::Isa;
 use crate::workers::Workers;
 
-use super::SIDE;
 use super::network::{Folded, NetworkError};
 
 /// Why a classifier was not run.
@@ -18,14 +17,16 @@ use super::network::{Folded, NetworkError};
 #[non_exhaustive]
 pub enum ClassifyError {
     /// Not the planes that it was made for.
-    #[error("classifying: {got} planes of {numbers:?} numbers, expected {planes} of 64×64")]
+    #[error("classifying: {got} planes of {numbers:?} numbers, expected {planes} of {side}×{side}")]
     Planes {
         /// Planes given.
         got: usize,
-        /// Numbers of the first plane that is not 64×64, if it is that.
+        /// Numbers of the first plane that is of another side, if it is that.
         numbers: Option<usize>,
         /// Planes expected.
         planes: usize,
+        /// Their side.
+        side: usize,
     },
     /// The output has not one place for each class.
     #[error("classifying: room for {got} classes, but there are {classes}")]
@@ -40,6 +41,7 @@ pub enum ClassifyError {
 /// A classifier packed for one instruction set and a set of threads.
 pub struct Classifier {
     planes: usize,
+    side: usize,
     classes: usize,
     network: Network,
     workers: Arc<Workers>,
@@ -59,10 +61,19 @@ impl Classifier {
     pub fn new(net: &Folded, isa: Isa, workers: Arc<Workers>) -> Result<Self, NetworkError> {
         net.check()?;
         assert!(isa.is_available(), "this CPU has no {isa}");
-        let network = Network::new(&net.convs, SIDE, Options::default(), isa, workers.count());
-        let pyramid = Pyramid::with_stages(SIDE, [false, false, false, true]);
-        let Folded { inputs: planes, classes, ref fc_weight, ref fc_bias, .. } = *net;
-        Ok(Self { planes, classes, network, workers, pyramid, fc_weight: fc_weight.clone(), fc_bias: fc_bias.clone() })
+        let Folded { inputs: planes, side, classes, ref fc_weight, ref fc_bias, .. } = *net;
+        let network = Network::new(&net.convs, side, Options::default(), isa, workers.count());
+        let pyramid = Pyramid::with_stages(side, [false, false, false, true]);
+        Ok(Self {
+            planes,
+            side,
+            classes,
+            network,
+            workers,
+            pyramid,
+            fc_weight: fc_weight.clone(),
+            fc_bias: fc_bias.clone(),
+        })
     }
 
     /// Input planes: 1 or 2.
@@ -77,15 +88,26 @@ impl Classifier {
         self.classes
     }
 
-    /// The logit of each class for one sample, whose planes are 64·64 numbers row by row. Allocates nothing. Numbers that
+    /// Side of the input planes, in pixels.
+    #[must_use]
+    pub fn side(&self) -> usize {
+        self.side
+    }
+
+    /// The logit of each class for one sample, whose planes are side² numbers row by row. Allocates nothing. Numbers that
     /// are not finite spread into the logits.
     ///
     /// # Errors
     /// If planes or logits have another size than the classifier's.
     pub fn logits(&mut self, planes: &[&[f32]], logits: &mut [f32]) -> Result<(), ClassifyError> {
-        let wrong = planes.iter().map(|plane| plane.len()).find(|&len| len != SIDE * SIDE);
+        let wrong = planes.iter().map(|plane| plane.len()).find(|&len| len != self.side * self.side);
         if planes.len() != self.planes || wrong.is_some() {
-            return Err(ClassifyError::Planes { got: planes.len(), numbers: wrong, planes: self.planes });
+            return Err(ClassifyError::Planes {
+                got: planes.len(),
+                numbers: wrong,
+                planes: self.planes,
+                side: self.side,
+            });
         }
         if logits.len() != self.classes {
             return Err(ClassifyError::Classes { got: logits.len(), classes: self.classes });
@@ -134,8 +156,8 @@ pub fn softmax(logits: &mut [f32], temperature: f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::classifier::Network as Parameters;
     use crate::classifier::train::Trainer;
+    use crate::classifier::{Network as Parameters, SIDE};
 
     /// A network whose running statistics are not those of the start.
     fn trained(planes: usize) -> (Parameters, Trainer, Vec<f32>) {
@@ -143,7 +165,7 @@ mod tests {
         let network = Parameters::new(planes, 3, 9).unwrap();
         let inputs: Vec<f32> =
             (0..BATCH * planes * SIDE * SIDE).map(|i| ((i * 7919 % 1009) as f32 / 300.0 - 1.6).sin()).collect();
-        let mut trainer = Trainer::new(network, BATCH, Isa::detect(), Arc::new(Workers::new(2))).unwrap();
+        let mut trainer = Trainer::new(network, SIDE, BATCH, Isa::detect(), Arc::new(Workers::new(2))).unwrap();
         for _ in 0..3 {
             trainer.step(&inputs, &[0, 1, 2, 1], &crate::classifier::optimiser::Settings::default()).unwrap();
         }
@@ -155,7 +177,7 @@ mod tests {
         for planes in [1, 2] {
             let (network, mut trainer, inputs) = trained(planes);
             let expected = trainer.logits(&inputs).unwrap().to_vec();
-            let folded = network.fold();
+            let folded = network.fold(SIDE);
             for isa in Isa::available().filter(|isa| !isa.multiplies_halves()) {
                 let mut classifier = Classifier::new(&folded, isa, Arc::new(Workers::new(2))).unwrap();
                 assert_eq!((classifier.planes(), classifier.classes()), (planes, 3));
@@ -178,13 +200,13 @@ mod tests {
 
     #[test]
     fn wrong_sizes_are_refused_and_a_nan_reaches_every_probability() {
-        let folded = Parameters::new(2, 2, 1).unwrap().fold();
+        let folded = Parameters::new(2, 2, 1).unwrap().fold(SIDE);
         let mut classifier = Classifier::new(&folded, Isa::detect(), Arc::new(Workers::new(1))).unwrap();
         let mut plane = vec![0.0; SIDE * SIDE];
         let mut out = [0.0; 2];
-        let refused = Err(ClassifyError::Planes { got: 1, numbers: None, planes: 2 });
+        let refused = Err(ClassifyError::Planes { got: 1, numbers: None, planes: 2, side: SIDE });
         assert_eq!(classifier.run(&[&plane], &mut out), refused);
-        let refused = Err(ClassifyError::Planes { got: 2, numbers: Some(5), planes: 2 });
+        let refused = Err(ClassifyError::Planes { got: 2, numbers: Some(5), planes: 2, side: SIDE });
         assert_eq!(classifier.run(&[&plane, &plane[..5]], &mut out), refused);
         let refused = Err(ClassifyError::Classes { got: 1, classes: 2 });
         assert_eq!(classifier.run(&[&plane, &plane], &mut out[..1]), refused);

@@ -5,13 +5,14 @@
 
 use std::sync::Arc;
 
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::network::{Network, NetworkError, Tensors};
 use super::optimiser::Settings as StepSettings;
-use super::planes::{PLANE, turned};
-use super::train::{State, TrainError, Trainer};
+use super::planes::turned;
+use super::train::{Labels, State, TrainError, Trainer};
 use super::{SIDE, softmax};
 use crate::sampling::{below, generator, shuffle};
 use crate::simd::Isa;
@@ -34,6 +35,12 @@ pub struct LearnSettings {
     pub label_smoothing: f32,
     /// How far rare levels are drawn as often as frequent ones: 0 draws cells alike, 1 draws levels alike.
     pub balance: f32,
+    /// Whether each cell of a batch is blended with the next, and so is its label (mixup, Zhang et al. 2018).
+    pub mixing: bool,
+    /// Whether planes are also moved by up to a twentieth of their side, and the image made a little darker or brighter.
+    pub jitter: bool,
+    /// The part of the backbone's first weights that looks at the heatmap at the start, where there is an image beside it.
+    pub heatmap_share: f32,
     /// Steps between two looks at the validation cells.
     pub check_every: u32,
     /// Looks without a smaller validation loss after which the course ends.
@@ -52,6 +59,9 @@ impl Default for LearnSettings {
             weight_decay: 5e-2,
             label_smoothing: 0.05,
             balance: 1.0,
+            mixing: false,
+            jitter: false,
+            heatmap_share: 0.5,
             check_every: 20,
             patience: 6,
             seed: 1,
@@ -64,9 +74,11 @@ impl Default for LearnSettings {
 pub struct Samples<'a> {
     /// Input planes of a cell: 1 or 2.
     pub planes: usize,
+    /// Their side, in pixels.
+    pub side: usize,
     /// Levels that are told apart, in rising severity.
     pub levels: usize,
-    /// One cell after another, each `planes × 64 × 64` numbers.
+    /// One cell after another, each `planes × side × side` numbers.
     pub inputs: &'a [f32],
     /// The level of each cell, from 0.
     pub of: &'a [usize],
@@ -75,7 +87,17 @@ pub struct Samples<'a> {
 impl<'a> Samples<'a> {
     /// The planes of a cell.
     fn input(&self, index: usize) -> &'a [f32] {
-        &self.inputs[index * self.planes * PLANE..][..self.planes * PLANE]
+        &self.inputs[index * self.size()..][..self.size()]
+    }
+
+    /// Numbers of a plane.
+    fn plane(&self) -> usize {
+        self.side * self.side
+    }
+
+    /// Numbers of a cell.
+    fn size(&self) -> usize {
+        self.planes * self.plane()
     }
 }
 
@@ -223,15 +245,33 @@ pub struct Course<'a> {
     history: Vec<StepRecord>,
     inputs: Vec<f32>,
     levels: Vec<usize>,
+    /// The level that each is blended with, and how much of that.
+    beside: (Vec<usize>, f32),
+    /// A cell's planes.
+    first: Vec<f32>,
 }
 
 impl LearnSettings {
+    /// For planes of `side` pixels. On larger ones than [`SIDE`] the network looks at the image as the backbone does, and is
+    /// fine-tuned from there: slowly, to the last step, on cells that never look the same twice.
+    #[must_use]
+    pub fn for_side(side: usize) -> Self {
+        let usual = Self::default();
+        if side <= SIDE {
+            return usual;
+        }
+        let (mixing, jitter, heatmap_share) = (true, true, 0.0);
+        let (steps, lr, warmup, balance, check_every, patience) = (1200, 3e-4, 60, 0.0, 60, 0);
+        Self { steps, lr, warmup, balance, check_every, patience, mixing, jitter, heatmap_share, ..usual }
+    }
+
     /// Checks every number's range.
     ///
     /// # Errors
     /// The first that is out of range.
     pub fn validate(&self) -> Result<(), LearnError> {
-        let checks: [(&'static str, f64, bool, &'static str); 7] = [
+        let share = self.heatmap_share;
+        let checks: [(&'static str, f64, bool, &'static str); 8] = [
             ("the number of steps", self.steps.into(), self.steps > 0, "at least 1"),
             ("the batch", self.batch.into(), (2..=1024).contains(&self.batch), "2 to 1024"),
             ("the learning rate", self.lr.into(), self.lr > 0.0 && self.lr <= 1.0, "above 0, up to 1"),
@@ -243,6 +283,7 @@ impl LearnSettings {
                 "0 to 0.5",
             ),
             ("the balance", self.balance.into(), (0.0..=1.0).contains(&self.balance), "0 to 1"),
+            ("the heatmap's share", share.into(), (0.0..=1.0).contains(&share), "0 to 1"),
             ("the number of steps between checks", self.check_every.into(), self.check_every > 0, "at least 1"),
         ];
         match checks.into_iter().find(|check| !check.2) {
@@ -275,7 +316,7 @@ impl<'a> Course<'a> {
         workers: Arc<Workers>,
     ) -> Result<Self, LearnError> {
         Self::check(&samples, split, &settings)?;
-        let trainer = Trainer::new(start, settings.batch as usize, Isa::detect(), workers)?;
+        let trainer = Trainer::new(start, samples.side, settings.batch as usize, Isa::detect(), workers)?;
         let mut course = Self::with(trainer, samples, split, settings);
         if match_norms {
             course.draw(0);
@@ -302,7 +343,7 @@ impl<'a> Course<'a> {
         if saved.samples != identity(&samples, split) {
             return Err(LearnError::OtherCourse("other cells, or of cells measured otherwise"));
         }
-        let trainer = Trainer::resume(&saved.state, settings.batch as usize, Isa::detect(), workers)?;
+        let trainer = Trainer::resume(&saved.state, samples.side, settings.batch as usize, Isa::detect(), workers)?;
         let kept = trainer.network();
         if (kept.inputs(), kept.classes()) != (samples.planes, samples.levels) {
             return Err(LearnError::OtherCourse("another network"));
@@ -326,8 +367,10 @@ impl<'a> Course<'a> {
         let batch = settings.batch as usize;
         Self {
             id: identity(&samples, split),
-            inputs: vec![0.0; batch * samples.planes * PLANE],
+            inputs: vec![0.0; batch * samples.size()],
             levels: vec![0; batch],
+            beside: (vec![0; batch], 0.0),
+            first: vec![0.0; samples.size()],
             best: None,
             history: Vec::new(),
             settings,
@@ -355,12 +398,13 @@ impl<'a> Course<'a> {
         }
     }
 
-    /// The batch of a step: levels by their share, cells of a level alike, each laid in one of the eight ways.
+    /// The batch of a step: levels by their share, cells of a level alike, each laid in one of the eight ways; then moved,
+    /// lit and blended if the settings say so.
     fn draw(&mut self, step: u64) {
         let mut rng = generator(self.settings.seed.wrapping_add(step.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
-        let size = self.samples.planes * PLANE;
+        let (size, plane) = (self.samples.size(), self.samples.plane());
         for (level, to) in self.levels.iter_mut().zip(self.inputs.chunks_exact_mut(size)) {
-            let mut at = below(&mut rng, 1 << 30) as f64 / f64::from(1 << 30);
+            let mut at = uniform(&mut rng);
             let chosen = self.share.iter().position(|&share| {
                 at -= share;
                 at < 0.0
@@ -371,10 +415,30 @@ impl<'a> Course<'a> {
             let cells = &self.of_level[*level];
             let cell = cells[below(&mut rng, cells.len())];
             let way = turned(below(&mut rng, 8));
-            for (from, to) in self.samples.input(cell).chunks_exact(PLANE).zip(to.chunks_exact_mut(PLANE)) {
-                way.apply(from, to, SIDE);
+            for (from, to) in self.samples.input(cell).chunks_exact(plane).zip(to.chunks_exact_mut(plane)) {
+                way.apply(from, to, self.samples.side);
+            }
+            if self.settings.jitter {
+                jitter(&mut rng, to, self.samples.side);
             }
         }
+        if self.settings.mixing {
+            self.mix(blend(&mut rng));
+        }
+    }
+
+    /// Blends each cell of the batch with the next, and notes the next one's level.
+    fn mix(&mut self, share: f32) {
+        let (size, batch) = (self.samples.size(), self.levels.len());
+        self.first.copy_from_slice(&self.inputs[..size]);
+        for slot in 0..batch {
+            let (done, next) = self.inputs.split_at_mut((slot + 1) * size);
+            let next = if slot + 1 < batch { &next[..size] } else { &self.first };
+            done[slot * size..].iter_mut().zip(next).for_each(|(x, y)| *x += share * (y - *x));
+        }
+        self.beside.0.copy_from_slice(&self.levels);
+        self.beside.0.rotate_left(1);
+        self.beside.1 = share;
     }
 
     /// Makes the next step; `None` if the course is over: all steps are made, or the validation loss has not fallen for
@@ -396,7 +460,11 @@ impl<'a> Course<'a> {
             label_smoothing: self.settings.label_smoothing,
             ..StepSettings::default()
         };
-        let result = self.trainer.step(&self.inputs, &self.levels, &settings)?;
+        let labels = match self.settings.mixing {
+            true => Labels { of: &self.levels, beside: &self.beside.0, share: self.beside.1 },
+            false => Labels::from(self.levels.as_slice()),
+        };
+        let result = self.trainer.step(&self.inputs, labels, &settings)?;
         let accuracy = result.correct as f64 / self.levels.len() as f64;
         let looks = step.is_multiple_of(self.settings.check_every.into()) || step == u64::from(self.settings.steps);
         let validation = if looks { Some(self.look(step, lr)?) } else { None };
@@ -449,7 +517,7 @@ impl<'a> Course<'a> {
 
     /// Logits of cells by the network as it is now, unturned.
     fn logits(&mut self, cells: &[usize]) -> Result<Vec<f32>, LearnError> {
-        let (batch, size) = (self.settings.batch as usize, self.samples.planes * PLANE);
+        let (batch, size) = (self.settings.batch as usize, self.samples.size());
         let mut all = Vec::with_capacity(cells.len() * self.samples.levels);
         for part in cells.chunks(batch) {
             for (slot, to) in self.inputs.chunks_exact_mut(size).enumerate() {
@@ -496,6 +564,43 @@ impl<'a> Course<'a> {
     }
 }
 
+/// From 0 to less than 1.
+fn uniform(rng: &mut ChaCha8Rng) -> f64 {
+    below(rng, 1 << 30) as f64 / f64::from(1 << 30)
+}
+
+/// How much of a cell's neighbour is blended in: by the beta distribution of 1/5 and 1/5, so mostly hardly any or nearly all
+/// (Jöhnk 1964, for which the fifth power of a uniform number is all that is needed).
+fn blend(rng: &mut ChaCha8Rng) -> f32 {
+    loop {
+        let [x, y] = [(); 2].map(|()| uniform(rng).powi(5));
+        if x + y <= 1.0 && x + y > 0.0 {
+            return (x / (x + y)) as f32;
+        }
+    }
+}
+
+/// Moves a cell's planes together by up to a twentieth of their side (what leaves at an edge comes in at the other), every
+/// second time; and stretches the last one's contrast by up to a fifth, and shifts it by up to 0.15.
+fn jitter(rng: &mut ChaCha8Rng, planes: &mut [f32], side: usize) {
+    let plane = side * side;
+    if below(rng, 2) == 1 {
+        let most = side / 20;
+        let [down, right] = [(); 2].map(|()| (side + below(rng, 2 * most + 1) - most) % side);
+        for plane in planes.chunks_exact_mut(plane) {
+            plane.rotate_right(down * side);
+            plane.chunks_exact_mut(side).for_each(|row| row.rotate_right(right));
+        }
+    }
+    let (stretch, shift) = (0.8 + 0.4 * uniform(rng) as f32, 0.3 * uniform(rng) as f32 - 0.15);
+    // One plane alone is the heatmap, whose numbers mean what they are.
+    if planes.len() > plane {
+        let image = &mut planes[plane..];
+        let mean = image.iter().sum::<f32>() / plane as f32;
+        image.iter_mut().for_each(|x| *x = mean + (*x - mean) * stretch + shift);
+    }
+}
+
 /// A name of the cells, what was seen of them, and the split.
 fn identity(samples: &Samples<'_>, split: &Split) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
@@ -513,7 +618,10 @@ fn identity(samples: &Samples<'_>, split: &Split) -> [u8; 32] {
 
 #[cfg(test)]
 mod tests {
+    use super::super::SIDE;
     use super::*;
+
+    const PLANE: usize = SIDE * SIDE;
 
     /// Cells of two levels: a bright spot somewhere in those of level 1.
     fn cells(count: usize) -> (Vec<f32>, Vec<usize>) {
@@ -537,22 +645,27 @@ mod tests {
     #[test]
     fn a_bright_spot_is_learnt_and_a_resumed_course_is_the_same() {
         let (inputs, of) = cells(48);
-        let samples = Samples { planes: 1, levels: 2, inputs: &inputs, of: &of };
+        let samples = Samples { planes: 1, side: SIDE, levels: 2, inputs: &inputs, of: &of };
         let split = Split::stratified(&of, 0.25, 1);
         let workers = Arc::new(Workers::new(2));
-        let start = || Network::new(1, 2, 3).unwrap();
-        let mut whole = Course::begin(start(), false, samples, &split, quick(), Arc::clone(&workers)).unwrap();
-        let mut first = Course::begin(start(), false, samples, &split, quick(), Arc::clone(&workers)).unwrap();
-        while whole.step().unwrap().is_some() {}
-        (0..24).for_each(|_| assert!(first.step().unwrap().is_some()));
-        let bytes = postcard::to_allocvec(&first.saved()).unwrap();
-        let saved = postcard::from_bytes(&bytes).unwrap();
-        let mut second = Course::resume(saved, samples, &split, quick(), Arc::clone(&workers)).unwrap();
-        while second.step().unwrap().is_some() {}
-        let last = whole.history().last().unwrap().validation.unwrap();
-        assert!(last.accuracy >= 0.9 && last.f1 > 0.8, "{last:?}");
-        let (whole, second) = (whole.finish(), second.finish());
-        assert_eq!(whole, second);
+        let begin = |settings: &LearnSettings| {
+            let start = Network::new(1, 2, 3).unwrap();
+            Course::begin(start, false, samples, &split, settings.clone(), Arc::clone(&workers)).unwrap()
+        };
+        for settings in [quick(), LearnSettings { mixing: true, jitter: true, ..quick() }] {
+            let (mut whole, mut first) = (begin(&settings), begin(&settings));
+            while whole.step().unwrap().is_some() {}
+            (0..24).for_each(|_| assert!(first.step().unwrap().is_some()));
+            let bytes = postcard::to_allocvec(&first.saved()).unwrap();
+            let saved = postcard::from_bytes(&bytes).unwrap();
+            let mut second = Course::resume(saved, samples, &split, settings.clone(), Arc::clone(&workers)).unwrap();
+            while second.step().unwrap().is_some() {}
+            let best = whole.history().iter().filter_map(|r| r.validation).map(|v| v.f1).fold(0.0, f64::max);
+            assert!(best > 0.8, "{best}, {settings:?}");
+            assert_eq!(whole.finish(), second.finish());
+        }
+        let mut first = begin(&quick());
+        first.step().unwrap();
         let other = LearnSettings { lr: 2e-3, ..quick() };
         assert!(matches!(
             Course::resume(first.saved(), samples, &split, other, Arc::clone(&workers)),
@@ -568,10 +681,52 @@ mod tests {
     }
 
     #[test]
+    fn cells_are_blended_mostly_hardly_or_nearly_wholly() {
+        let mut rng = generator(3);
+        let shares: Vec<f32> = (0..10_000).map(|_| blend(&mut rng)).collect();
+        let part = |from: f32, to: f32| shares.iter().filter(|s| (from..to).contains(*s)).count();
+        assert!(shares.iter().all(|s| (0.0..=1.0).contains(s)));
+        // The beta distribution's: 0.337 below 0.1, as much above 0.9, 0.110 in the middle third.
+        for (from, to, expected) in [(0.0, 0.1, 3367), (0.9, 1.1, 3367), (1.0 / 3.0, 2.0 / 3.0, 1097)] {
+            let got = part(from, to);
+            assert!(got.abs_diff(expected) < 250, "{got} of 10,000 from {from} to {to}");
+        }
+    }
+
+    #[test]
+    fn jitter_moves_both_planes_alike_and_lights_the_image_alone() {
+        let planes: Vec<f32> = (0..2 * PLANE).map(|i| (i % PLANE) as f32 / PLANE as f32).collect();
+        let mut rng = generator(8);
+        let (mut moved, mut lit) = (0, 0);
+        for _ in 0..20 {
+            let mut changed = planes.clone();
+            jitter(&mut rng, &mut changed, SIDE);
+            let (heatmap, image) = changed.split_at(PLANE);
+            let mut sorted = heatmap.to_vec();
+            sorted.sort_unstable_by(f32::total_cmp);
+            assert_eq!(sorted, planes[..PLANE]);
+            moved += usize::from(heatmap != &planes[..PLANE]);
+            // The image is the heatmap's, stretched about its mean and shifted.
+            let (first, second) = (image[0] - image[1], heatmap[0] - heatmap[1]);
+            let stretch = first / second;
+            assert!((0.79..1.21).contains(&stretch), "{stretch}");
+            let shift =
+                image.iter().zip(heatmap).map(|(i, h)| i - 0.5 - (h - 0.5) * stretch).sum::<f32>() / PLANE as f32;
+            assert!(shift.abs() < 0.16, "{shift}");
+            lit += usize::from(shift.abs() > 0.01);
+        }
+        assert!((4..17).contains(&moved) && lit > 12, "{moved} moved, {lit} lit");
+        let mut alone = planes[..PLANE].to_vec();
+        (0..5).for_each(|_| jitter(&mut rng, &mut alone, SIDE));
+        alone.sort_unstable_by(f32::total_cmp);
+        assert_eq!(alone, planes[..PLANE]);
+    }
+
+    #[test]
     fn what_cannot_be_learnt_is_refused() {
         let (mut inputs, of) = cells(20);
         let begin = |inputs: &[f32], of: &[usize], settings: LearnSettings| {
-            let samples = Samples { planes: 1, levels: 2, inputs, of };
+            let samples = Samples { planes: 1, side: SIDE, levels: 2, inputs, of };
             let split = Split::stratified(of, 0.25, 1);
             let start = Network::new(1, 2, 3).unwrap();
             Course::begin(start, false, samples, &split, settings, Arc::new(Workers::new(1))).err()
@@ -588,7 +743,7 @@ mod tests {
     fn a_course_that_diverges_names_its_step() {
         let (inputs, of) = cells(24);
         let inputs: Vec<f32> = inputs.iter().map(|x| x * 1e25).collect();
-        let samples = Samples { planes: 1, levels: 2, inputs: &inputs, of: &of };
+        let samples = Samples { planes: 1, side: SIDE, levels: 2, inputs: &inputs, of: &of };
         let split = Split::stratified(&of, 0.25, 1);
         let settings = LearnSettings { lr: 1.0, warmup: 0, check_every: 1, ..quick() };
         let start = Network::new(1, 2, 3).unwrap();

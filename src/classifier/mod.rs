@@ -1,7 +1,7 @@
 //! The classifier: a ResNet18 on heatmaps, trained here and run by the CPU engine, and a kernel machine beside it.
 //!
-//! The network is torchvision's ResNet18 on maps of [`SIDE`]×[`SIDE`] with one or two input [`planes`]: the heatmap, and
-//! the rectified image beside it. [`Network`] holds its parameters, [`train`] makes steps, [`learning`] a whole course of
+//! The network is torchvision's ResNet18 on maps of [`SIDE`]×[`SIDE`] or more with one or two input [`planes`]: the heatmap,
+//! and the rectified image beside it. [`Network`] holds its parameters, [`train`] makes steps, [`learning`] a whole course of
 //! them; [`Network::fold`] gives the form that inspection runs, [`infer`].
 //!
 //! Beside it stands a kernel machine, [`kernel`], on numbers that describe what the backbone and the heatmap saw of a
@@ -22,5 +22,8 @@ pub mod train;
 pub use infer::softmax;
 pub use network::{Folded, Network, NetworkError, Tensor, Tensors};
 
-/// Side of the classifier's input planes, in pixels.
+/// Side of the network's input planes, in pixels, if nothing else is asked for.
 pub const SIDE: usize = 64;
+
+/// The largest side.
+pub const MAX_SIDE: usize = 512;

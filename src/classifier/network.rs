@@ -12,6 +12,8 @@ use crate::backbone::weights::fold::{BN_EPSILON, Norm, Trained, fold, torchvisio
 use crate::backbone::weights::{Conv, ConvShape, convolutions};
 use crate::backbone::{ResNet18, STAGE_CHANNELS};
 
+use super::{MAX_SIDE, SIDE};
+
 /// Output channels that lie next to one another; every layer has a multiple of them.
 pub(super) const GROUP: usize = 64;
 
@@ -34,6 +36,9 @@ pub enum NetworkError {
     /// Neither one input plane nor two.
     #[error("building a classifier: it takes 1 or 2 input planes, not {0}")]
     Inputs(usize),
+    /// No side for the planes.
+    #[error("building a classifier: its planes have 64, 128, 256 or 512 pixels a side, not {0}")]
+    Side(usize),
     /// Too few classes, or absurdly many.
     #[error("building a classifier: it tells 2 to {most} classes apart, not {0}", most = MAX_CLASSES)]
     Classes(usize),
@@ -203,6 +208,8 @@ pub struct Network {
 pub struct Folded {
     /// Input planes: 1 or 2.
     pub inputs: usize,
+    /// Side of the planes that it was trained on, in pixels.
+    pub side: usize,
     /// Classes.
     pub classes: usize,
     /// The twenty convolutions, in the order of [`ResNet18::convs`]; `conv1` has as many inputs as there are planes.
@@ -259,7 +266,8 @@ impl Network {
         Ok(Shape { inputs, classes, widths })
     }
 
-    /// A network that starts with the convolutions of a backbone; its grey input is every plane of `conv1`.
+    /// A network that starts with the convolutions of a backbone; its grey input is the one plane of `conv1`, or
+    /// both: the heatmap's weights are `heatmap_share` of it, those of the image the rest.
     ///
     /// The backbone's batch norm is folded, so no layer's statistics are known: every gain is 1 and every shift the
     /// folded bias until [`Trainer::match_norms`](super::train::Trainer::match_norms) has seen a batch, which makes each
@@ -267,7 +275,13 @@ impl Network {
     ///
     /// # Errors
     /// As [`Network::new`].
-    pub fn from_backbone(backbone: &ResNet18, inputs: usize, classes: usize, seed: u64) -> Result<Self, NetworkError> {
+    pub fn from_backbone(
+        backbone: &ResNet18,
+        inputs: usize,
+        heatmap_share: f32,
+        classes: usize,
+        seed: u64,
+    ) -> Result<Self, NetworkError> {
         let mut network = Self::new(inputs, classes, seed)?;
         for (place, conv) in network.shape.places().convs.iter().zip(backbone.convs()) {
             let shape = &place.shape;
@@ -275,10 +289,11 @@ impl Network {
             if shape.inputs == conv.inputs {
                 pack(shape, &conv.weight, to);
             } else {
-                // Two planes: each with the grey weights, halved, so that the sum keeps its size.
+                // Two planes share the grey weights, so that the sum keeps its size.
                 let taps = shape.kernel * shape.kernel;
-                let both = conv.weight.chunks(taps).flat_map(|w| [w, w]).flatten().map(|w| w / 2.0);
-                pack(shape, &both.collect::<Vec<_>>(), to);
+                let shares = [heatmap_share, 1.0 - heatmap_share];
+                let both = conv.weight.chunks(taps).flat_map(|w| shares.map(|s| w.iter().map(move |w| w * s)));
+                pack(shape, &both.flatten().collect::<Vec<_>>(), to);
             }
             network.parameters[place.beta..][..shape.outputs].copy_from_slice(&conv.bias);
         }
@@ -394,10 +409,10 @@ impl Network {
         unknown.map_or(Ok(()), |name| Err(NetworkError::Unknown { name: name.clone() }))
     }
 
-    /// The form that inspection runs: every batch norm, with its running statistics, folded into the convolution before
-    /// it.
+    /// The form that inspection runs, on planes of `side`: every batch norm, with its running statistics, folded into the
+    /// convolution before it.
     #[must_use]
-    pub fn fold(&self) -> Folded {
+    pub fn fold(&self, side: usize) -> Folded {
         let places = self.shape.places();
         let convs = places.convs.iter().map(|place| {
             let channels = place.shape.outputs;
@@ -414,6 +429,7 @@ impl Network {
         let Shape { inputs, classes, widths } = self.shape;
         Folded {
             inputs,
+            side,
             classes,
             convs: convs.collect(),
             fc_weight: self.parameters[places.fc_weight..][..classes * widths[3]].to_vec(),
@@ -425,7 +441,8 @@ impl Network {
 impl Folded {
     /// Checks that all numbers are there.
     pub(super) fn check(&self) -> Result<(), NetworkError> {
-        let Self { inputs, classes, .. } = *self;
+        let Self { inputs, side, classes, .. } = *self;
+        check_side(side)?;
         let network = Network::shape_of(inputs, classes, STAGE_CHANNELS)?;
         let shapes = convolutions(network.inputs, network.widths);
         let wrong = |name: &str, expected: Vec<usize>, got: Vec<usize>, values: usize| {
@@ -455,6 +472,13 @@ impl Folded {
         }
         Ok(())
     }
+}
+
+/// Whether a network can look at planes of this side: five halvings leave whole pixels, and a batch falls into whole blocks
+/// of the training's.
+pub(crate) fn check_side(side: usize) -> Result<(), NetworkError> {
+    let fits = (SIDE..=MAX_SIDE).contains(&side) && side.is_power_of_two();
+    if fits { Ok(()) } else { Err(NetworkError::Side(side)) }
 }
 
 /// Close to normal, mean 0, deviation 1: the sum of twelve uniform numbers of 16 bits, with additions only, so that it is

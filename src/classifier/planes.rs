@@ -1,11 +1,6 @@
-//! What the network sees of a cell: its heatmap and, beside it, its rectified image, both on 64×64.
+//! What the network sees of a cell: its heatmap and, beside it, its rectified image, both of the network's side.
 
 use crate::preprocess::Augmentation;
-
-use super::SIDE;
-
-/// Numbers of a plane.
-pub const PLANE: usize = SIDE * SIDE;
 
 /// The smallest distance that a logarithm is taken of; a position that close to the mean is as good as any.
 const CLOSEST: f32 = 1e-3;
@@ -31,14 +26,14 @@ impl Planes {
     }
 }
 
-/// The heatmap's plane: `2 ln(M/√k)` on 64×64. The distances of good cells lie around √k, so that 0 is a good position
+/// The heatmap's plane: `2 ln(M/√k)` on side×side. The distances of good cells lie around √k, so that 0 is a good position
 /// whatever k is, and distances of defects, which span powers of ten, stay in the range that a network learns well.
 /// Numbers that are not finite stay so. Allocates nothing.
 ///
 /// # Panics
-/// If the heatmap is not grid² long, or the plane not [`PLANE`].
-pub fn heatmap_plane(heatmap: &[f32], grid: usize, k: usize, plane: &mut [f32]) {
-    resample(heatmap, grid, plane);
+/// If the heatmap is not grid² long, or the plane not side².
+pub fn heatmap_plane(heatmap: &[f32], grid: usize, k: usize, side: usize, plane: &mut [f32]) {
+    resample(heatmap, grid, side, plane);
     let unit = 1.0 / (k as f32).sqrt();
     // `max` would hide a NaN.
     plane
@@ -46,28 +41,28 @@ pub fn heatmap_plane(heatmap: &[f32], grid: usize, k: usize, plane: &mut [f32]) 
         .for_each(|m| *m = if *m * unit > CLOSEST { 2.0 * (*m * unit).ln() } else { *m * 0.0 + 2.0 * CLOSEST.ln() });
 }
 
-/// The image's plane: the rectified, normalised image on 64×64. Allocates nothing.
+/// The image's plane: the rectified, normalised image on side×side. Allocates nothing.
 ///
 /// # Panics
-/// If the image is not size² long, or the plane not [`PLANE`].
-pub fn image_plane(image: &[f32], size: usize, plane: &mut [f32]) {
-    resample(image, size, plane);
+/// If the image is not size² long, or the plane not side².
+pub fn image_plane(image: &[f32], size: usize, side: usize, plane: &mut [f32]) {
+    resample(image, size, side, plane);
 }
 
-/// A square map on 64×64: each pixel is the mean of what it covers; a map of fewer positions is repeated.
-fn resample(from: &[f32], size: usize, to: &mut [f32]) {
-    assert!(size > 0 && from.len() == size * size && to.len() == PLANE, "a square map and a plane of 64×64");
-    if size == SIDE {
+/// A square map on side×side: each pixel is the mean of what it covers; a map of fewer positions is repeated.
+fn resample(from: &[f32], size: usize, side: usize, to: &mut [f32]) {
+    assert!(size > 0 && from.len() == size * size && to.len() == side * side, "a square map and a plane of side²");
+    if size == side {
         to.copy_from_slice(from);
         return;
     }
-    // In units of 1/64 of a source pixel, all whole numbers: pixel i covers i·size to (i + 1)·size.
+    // In units of 1/side of a source pixel, all whole numbers: pixel i covers i·size to (i + 1)·size.
     let covered = |i: usize| {
         let (start, end) = (i * size, (i + 1) * size);
-        (start / SIDE..end.div_ceil(SIDE)).map(move |p| (p, (end.min((p + 1) * SIDE) - start.max(p * SIDE)) as f32))
+        (start / side..end.div_ceil(side)).map(move |p| (p, (end.min((p + 1) * side) - start.max(p * side)) as f32))
     };
     let share = 1.0 / (size * size) as f32;
-    for (y, row) in to.chunks_exact_mut(SIDE).enumerate() {
+    for (y, row) in to.chunks_exact_mut(side).enumerate() {
         for (x, value) in row.iter_mut().enumerate() {
             let mut sum = 0.0;
             for (sy, high) in covered(y) {
@@ -87,20 +82,23 @@ pub fn turned(way: usize) -> Augmentation {
 
 #[cfg(test)]
 mod tests {
+    use super::super::SIDE;
     use super::*;
+
+    const PLANE: usize = SIDE * SIDE;
 
     #[test]
     fn a_map_keeps_its_mean_at_every_size() {
-        for size in [16, 48, 64, 100, 224, 256] {
+        for (size, side) in [16, 48, 64, 100, 224, 256].into_iter().flat_map(|size| [(size, 64), (size, 256)]) {
             let map: Vec<f32> = (0..size * size).map(|i| (i % 17) as f32 + (i / size) as f32).collect();
-            let mut plane = vec![0.0; PLANE];
-            image_plane(&map, size, &mut plane);
+            let mut plane = vec![0.0; side * side];
+            image_plane(&map, size, side, &mut plane);
             let mean = |v: &[f32]| v.iter().map(|x| f64::from(*x)).sum::<f64>() / v.len() as f64;
-            assert!((mean(&map) / mean(&plane) - 1.0).abs() < 1e-5, "{size}");
+            assert!((mean(&map) / mean(&plane) - 1.0).abs() < 1e-5, "{size} on {side}");
         }
         let map: Vec<f32> = (0..256 * 256).map(|i| (i / 4 % 64) as f32).collect();
         let mut plane = vec![0.0; PLANE];
-        image_plane(&map, 256, &mut plane);
+        image_plane(&map, 256, SIDE, &mut plane);
         assert!(plane.iter().enumerate().all(|(i, &v)| v == (i % 64) as f32));
     }
 
@@ -109,7 +107,7 @@ mod tests {
         let mut map = vec![10.0; PLANE];
         (map[1], map[2], map[3], map[4]) = (0.0, f32::NAN, 10.0 * std::f32::consts::E, f32::INFINITY);
         let mut plane = vec![0.0; PLANE];
-        heatmap_plane(&map, 64, 100, &mut plane);
+        heatmap_plane(&map, 64, 100, SIDE, &mut plane);
         assert!(plane[0].abs() < 1e-6 && (plane[3] - 2.0).abs() < 1e-5, "{:?}", &plane[..5]);
         assert!(plane[1].is_finite() && plane[1] < -13.0);
         assert!(plane[2].is_nan() && plane[4] == f32::INFINITY);

@@ -30,7 +30,7 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Write the classifier's network as ONNX, for TensorRT: input `image` of `[1, planes, 64, 64]`, outputs `logits` and
+    /// Write the classifier's network as ONNX, for TensorRT: input `image` of `[1, planes, side, side]`, outputs `logits` and
     /// `probabilities` of `[1, levels]`, before calibration.
     ExportClassifier {
         /// The model.
@@ -91,7 +91,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     match &header.classifier {
         Some(c) => {
             let parts = [
-                c.judge.planes.map(|p| format!("a network on {} planes", p.count())),
+                c.judge.planes.map(|p| format!("a network on {0} planes of {1}×{1}", p.count(), c.judge.side)),
                 c.judge.kernel.as_ref().map(|k| format!("a kernel machine of {} cells", k.rows)),
             ];
             let parts: Vec<String> = parts.into_iter().flatten().collect();
@@ -132,6 +132,13 @@ fn export_classifier(path: &Path, out: &Path, fp16: bool) -> anyhow::Result<()> 
     };
     let bytes = export_classifier_onnx(network, 1, if fp16 { Precision::F16 } else { Precision::F32 })?;
     shared::save(out, &bytes)?;
-    println!("{}: {} bytes, {} planes, {} levels", out.display(), bytes.len(), network.inputs, network.classes);
+    println!(
+        "{}: {} bytes, {} planes of {4}×{4}, {} levels",
+        out.display(),
+        bytes.len(),
+        network.inputs,
+        network.classes,
+        network.side
+    );
     Ok(())
 }

@@ -11,9 +11,8 @@ use super::statistics::Maps;
 use super::stream::Stream;
 use super::{CudaError, Device, DeviceNetwork};
 use crate::backbone::{STAGE_CHANNELS, STAGE_STRIDES};
-use crate::classifier::SIDE;
 use crate::classifier::features::POOLED;
-use crate::classifier::planes::{PLANE, Planes};
+use crate::classifier::planes::Planes;
 
 /// Channels of a block of `pool_stages`.
 const POOL_CHANNELS: usize = 16;
@@ -137,6 +136,7 @@ pub(super) struct Asking {
     planes: usize,
     grid: usize,
     size: usize,
+    side: usize,
     /// 1/√k: distances in their usual size.
     unit: f32,
     input: Buffer<f16>,
@@ -147,12 +147,12 @@ pub(super) struct Asking {
 }
 
 impl Asking {
-    /// A network that sees `planes` of images of side `size` and heatmaps of side `grid` of distances of k values, laid in
-    /// these ways, and tells so many levels apart.
+    /// A network that sees `planes` of images of side `size` and heatmaps of side `grid` of distances of k values, on planes of
+    /// side `side` laid in these ways, and tells so many levels apart.
     pub(super) fn new(
         device: &Arc<Device>,
         network: Box<dyn DeviceNetwork>,
-        [size, grid, k]: [usize; 3],
+        [size, grid, k, side]: [usize; 4],
         planes: Planes,
         ways: &'static [usize],
         levels: usize,
@@ -167,8 +167,9 @@ impl Asking {
             planes,
             grid,
             size,
+            side,
             unit: 1.0 / (k as f32).sqrt(),
-            input: Buffer::new(device, "the classifier's planes", ways.len() * planes * PLANE)?,
+            input: Buffer::new(device, "the classifier's planes", ways.len() * planes * side * side)?,
             addresses: outputs.each_ref().map(Buffer::address),
             outputs,
             logits: Mapped::new(device, "what the classifier says", said)?,
@@ -186,13 +187,14 @@ impl Asking {
     /// # Safety
     /// The heatmap is grid² floats and the image size² halves in device memory; they and this live until the stream is done.
     pub(super) unsafe fn put_planes(&self, stream: &Stream, heatmap: u64, image: u64) -> Result<(), CudaError> {
-        let (grid, size, unit, input) = (self.grid as i32, self.size as i32, self.unit, self.input.address());
-        let arguments = arguments![heatmap, grid, unit, image, size, input];
-        let blocks = [PLANE.div_ceil(THREADS), self.planes];
+        let (grid, size, side) = (self.grid as i32, self.size as i32, self.side as i32);
+        let (unit, input) = (self.unit, self.input.address());
+        let arguments = arguments![heatmap, grid, unit, image, size, input, side];
+        let blocks = [(self.side * self.side).div_ceil(THREADS), self.planes];
         // SAFETY: the kernel's arguments, and buffers of the sizes that it names.
         unsafe {
             self.kernel.launch(stream.device(), stream.handle(), blocks, [THREADS as u32, 1], arguments)?;
-            self.copies.put(stream, input, SIDE, self.planes)
+            self.copies.put(stream, input, self.side, self.planes)
         }
     }
 

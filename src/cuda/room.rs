@@ -73,7 +73,7 @@ impl Room {
                     return Err(CudaError::Unsupported { what: "a judge without the classifier's network".into() });
                 };
                 let levels = judge.levels as usize;
-                Some(Asking::new(device, network, [size, grid, k], planes, judge.ways(), levels)?)
+                Some(Asking::new(device, network, [size, grid, k, judge.side as usize], planes, judge.ways(), levels)?)
             }
         };
         Ok(Self {

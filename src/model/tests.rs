@@ -378,6 +378,7 @@ fn judge() -> (Judge, OperatingPoint, Training) {
     let description = judge::Description {
         levels: 3,
         planes: None,
+        side: 64,
         flips: 1,
         views: 2,
         kernel: Some(machine.description().clone()),

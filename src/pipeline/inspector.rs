@@ -58,9 +58,9 @@ impl Inspector {
         let classifier = match model.judge() {
             Some(judge) => {
                 let (size, grid, k) = (settings.size as usize, settings.grid as usize, settings.k as usize);
-                let isa = Isa::detect();
+                let (side, isa) = (judge.description().side as usize, Isa::detect());
                 let bench = Bench::new(Arc::clone(judge), isa, Arc::clone(&workers))?;
-                Some(Classifier { bench, witness: Witness::new(size, grid, k, isa) })
+                Some(Classifier { bench, witness: Witness::new(size, grid, k, side, isa) })
             }
             None => None,
         };

@@ -25,7 +25,8 @@ pub enum By<'a> {
 /// A cell's scores and what the classifier sees of it, or why it cannot be judged.
 pub type Seen = Result<(Scores, Evidence), Invalid>;
 
-/// Measures cells and gathers what the classifier sees of each, by `views` views; a cell that cannot be judged says why.
+/// Measures cells and gathers what the classifier sees of each, by `views` views and on planes of `side` pixels; a cell that
+/// cannot be judged says why.
 ///
 /// # Errors
 /// As [`hold_out_each`].
@@ -35,13 +36,13 @@ pub fn gather(
     settings: &Settings,
     projection: &Projection,
     by: By<'_>,
-    views: usize,
+    [views, side]: [usize; 2],
     tick: &Tick<'_>,
 ) -> Result<Vec<Seen>, FitError> {
     let seen: Outcomes<Result<Evidence, Invalid>> = Outcomes::new(cells.len());
     let look = |index: usize, scorer: &mut Scorer| {
         let (size, grid, k) = (settings.size as usize, settings.grid as usize, settings.k as usize);
-        let mut witness = Witness::new(size, grid, k, Isa::detect());
+        let mut witness = Witness::new(size, grid, k, side, Isa::detect());
         seen.set(index, scorer.show(&mut witness, views).map(|()| Evidence::of(&witness)));
     };
     let scores = match by {

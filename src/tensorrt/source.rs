@@ -8,7 +8,7 @@ use super::engine::{Element, Tensor};
 use crate::backbone::onnx::{export_classifier, export_features, map_stride};
 use crate::backbone::weights::{Precision, WeightsError};
 use crate::backbone::{Identity, ResNet18, STAGE_CHANNELS, STAGE_STRIDES};
-use crate::classifier::{Folded, SIDE};
+use crate::classifier::Folded;
 use crate::embedding::Projection;
 
 /// Which of a model's networks.
@@ -65,13 +65,13 @@ impl Source {
         Ok(Self { kind: Kind::Features, onnx, tensors })
     }
 
-    /// A classifier of `samples` samples at once: planes of 64×64 in, logits and probabilities out.
+    /// A classifier of `samples` samples at once: planes of its side in, logits and probabilities out.
     ///
     /// # Errors
     /// If a weight does not fit a half.
     pub fn classifier(network: &Folded, samples: usize) -> Result<Self, WeightsError> {
         let onnx = export_classifier(network, samples, Precision::F16)?;
-        let image = halves("image", true, &[samples, network.inputs, SIDE, SIDE]);
+        let image = halves("image", true, &[samples, network.inputs, network.side, network.side]);
         let output = |name| halves(name, false, &[samples, network.classes]);
         Ok(Self { kind: Kind::Classifier, onnx, tensors: vec![image, output("logits"), output("probabilities")] })
     }

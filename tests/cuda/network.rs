@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex};
 
 use cellgate::backbone::cpu::CpuBackbone;
 use cellgate::backbone::{Backbone, Pyramid, ResNet18, STAGE_CHANNELS};
-use cellgate::classifier::SIDE;
 use cellgate::classifier::infer::Classifier;
 use cellgate::cuda::{DeviceNetwork, NetworkError, Networks};
 use cellgate::embedding::Projection;
@@ -174,7 +173,8 @@ impl Packed {
     pub fn classifier(&self, fake: &'static Fake, model: &Model) -> Option<Box<HostClassifier>> {
         let classifier = Arc::clone(self.classifier.as_ref()?);
         let judge = model.judge()?.description();
-        let (planes, logits) = (vec![0.0; judge.planes?.count() * SIDE * SIDE], vec![0.0; judge.levels as usize]);
+        let plane = (judge.side as usize).pow(2);
+        let (planes, logits) = (vec![0.0; judge.planes?.count() * plane], vec![0.0; judge.levels as usize]);
         let ask = Ask { classifier, ways: judge.ways().len(), planes, logits, input: 0, output: 0 };
         Some(Box::new(HostClassifier { fake, ask: Box::new(ask), lazy: false }))
     }
@@ -228,9 +228,10 @@ unsafe extern "C" fn answer(ask: *mut c_void) {
         let (planes, logits) =
             unsafe { (halves(ask.input, way, ask.planes.len()), halves(ask.output, way, ask.logits.len())) };
         ask.planes.iter_mut().zip(planes).for_each(|(to, from)| *to = from.to_f32());
-        let (first, second) = ask.planes.split_at(SIDE * SIDE);
-        let (both, mut classifier) = ([first, second], ask.classifier.lock().unwrap());
-        let count = classifier.planes();
+        let mut classifier = ask.classifier.lock().unwrap();
+        let (count, plane) = (classifier.planes(), classifier.side().pow(2));
+        let (first, second) = ask.planes.split_at(plane);
+        let both = [first, second];
         classifier.logits(&both[..count], &mut ask.logits).unwrap();
         logits.iter_mut().zip(&ask.logits).for_each(|(to, x)| *to = f16::from_f32(*x));
     }

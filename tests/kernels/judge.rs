@@ -3,7 +3,7 @@
 use cellgate::backbone::{Pyramid, STAGE_CHANNELS};
 use cellgate::classifier::SIDE;
 use cellgate::classifier::features::{POOLED, pool};
-use cellgate::classifier::planes::{PLANE, heatmap_plane, image_plane, turned};
+use cellgate::classifier::planes::{heatmap_plane, image_plane, turned};
 use cellgate::simd::Isa;
 use half::f16;
 use rand_chacha::ChaCha8Rng;
@@ -157,15 +157,16 @@ fn a_feature_that_is_not_finite_breaks_its_channel_alone() {
 }
 
 /// The planes of a heatmap and, if it has one, an image.
-fn planes(kernels: &Kernels, heatmap: &[f32], k: usize, image: &[f16]) -> Vec<f16> {
+fn planes(kernels: &Kernels, heatmap: &[f32], k: usize, image: &[f16], side: usize) -> Vec<f16> {
     let (grid, size, unit) = (heatmap.len().isqrt() as i32, image.len().isqrt() as i32, 1.0 / (k as f32).sqrt());
+    let across = side as i32;
     let count = if image.is_empty() { 1 } else { 2 };
-    let shape = Shape { grid: [PLANE.div_ceil(256) as u32, count, 1], block: [256, 1, 1], shared: 0 };
+    let shape = Shape { grid: [(side * side).div_ceil(256) as u32, count, 1], block: [256, 1, 1], shared: 0 };
     let got = in_every_order(|order| {
         let (mut map, mut pixels) = (Memory::of(heatmap), Memory::of(image));
-        let mut out = Memory::<f16>::new(count as usize * PLANE);
+        let mut out = Memory::<f16>::new(count as usize * side * side);
         let (map, pixels, target) = (map.pointer(), pixels.pointer(), out.pointer());
-        let arguments = arguments![map, grid, unit, pixels, size, target];
+        let arguments = arguments![map, grid, unit, pixels, size, target, across];
         // SAFETY: the kernel's arguments, and squares of the sides that they say.
         unsafe { kernels.launch("judge_planes", shape, order, arguments) }.unwrap();
         out.values().into_iter().map(f16::to_bits).collect::<Vec<u16>>()
@@ -176,22 +177,24 @@ fn planes(kernels: &Kernels, heatmap: &[f32], k: usize, image: &[f16]) -> Vec<f1
 #[test]
 fn the_networks_planes_are_the_cpus() {
     let kernels = kernels_or_skip!("the_networks_planes_are_the_cpus");
-    for (size, grid, k) in [(256, 64, 100), (64, 16, 24), (224, 56, 64), (96, 100, 7), (1024, 64, 100)] {
+    let shapes = [(256, 64, 100, 64), (64, 16, 24, 64), (224, 56, 64, 64), (96, 100, 7, 64), (1024, 64, 100, 64)];
+    for (size, grid, k, side) in shapes.into_iter().chain([(256, 64, 100, 256), (224, 56, 24, 96)]) {
+        let plane = side * side;
         let mut rng = ChaCha8Rng::seed_from_u64(grid as u64);
         let mut heatmap: Vec<f32> = (0..grid * grid).map(|_| 60.0 * uniform(&mut rng)).collect();
         heatmap[7] = 0.0;
         let image = noise(size * size, size as u64);
-        let (mut first, mut second) = (vec![0.0; PLANE], vec![0.0; PLANE]);
-        heatmap_plane(&heatmap, grid, k, &mut first);
-        image_plane(&floats(&image), size, &mut second);
-        let got = planes(kernels, &heatmap, k, &image);
+        let (mut first, mut second) = (vec![0.0; plane], vec![0.0; plane]);
+        heatmap_plane(&heatmap, grid, k, side, &mut first);
+        image_plane(&floats(&image), size, side, &mut second);
+        let got = planes(kernels, &heatmap, k, &image, side);
         // The image's plane has no logarithm.
         let halves = |plane: &[f32]| plane.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>();
-        assert_eq!(got[PLANE..], halves(&second), "{size}");
+        assert_eq!(got[plane..], halves(&second), "{size} on {side}");
         for (at, (got, want)) in got.iter().zip(&first).enumerate() {
             assert!((got.to_f32() - want).abs() <= want.abs() / 1024.0 + 1e-6, "grid {grid}, {at}: {got} for {want}");
         }
-        assert_eq!(planes(kernels, &heatmap, k, &[]), got[..PLANE], "the heatmap alone");
+        assert_eq!(planes(kernels, &heatmap, k, &[], side), got[..plane], "the heatmap alone");
     }
 }
 
@@ -199,10 +202,10 @@ fn the_networks_planes_are_the_cpus() {
 fn a_distance_that_is_not_finite_stays_so_in_its_plane() {
     let kernels = kernels_or_skip!("a_distance_that_is_not_finite_stays_so_in_its_plane");
     for broken in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        let mut heatmap = vec![10.0; PLANE];
+        let mut heatmap = vec![10.0; SIDE * SIDE];
         heatmap[3 * SIDE + 9] = broken;
-        let got = planes(kernels, &heatmap, 100, &[]);
-        let odd: Vec<usize> = (0..PLANE).filter(|&at| !got[at].is_finite()).collect();
+        let got = planes(kernels, &heatmap, 100, &[], SIDE);
+        let odd: Vec<usize> = (0..SIDE * SIDE).filter(|&at| !got[at].is_finite()).collect();
         assert_eq!(odd, [3 * SIDE + 9], "{broken}");
     }
 }

@@ -5,7 +5,7 @@ use prost::Message;
 use super::proto::*;
 use crate::backbone::weights::{Conv, Precision, ResNet18, WeightsError};
 use crate::backbone::{BackboneError, INPUT_MEAN, INPUT_STD, STAGE_CHANNELS, STAGE_STRIDES, depth, is_side};
-use crate::classifier::{Folded, SIDE};
+use crate::classifier::Folded;
 use crate::embedding::Projection;
 
 /// The network as an ONNX model (IR version 8, opset 17) for images of side `size`.
@@ -104,7 +104,7 @@ pub fn export_features(
 }
 
 /// A trained classifier as an ONNX model, as [`export_onnx`] otherwise, for `samples` samples at once: input `image` is
-/// `[samples, planes, 64, 64]`, outputs are `logits` and their softmax, `probabilities`, each `[samples, classes]`.
+/// `[samples, planes, side, side]`, outputs are `logits` and their softmax, `probabilities`, each `[samples, classes]`.
 ///
 /// # Errors
 /// A number does not fit FP16.
@@ -121,7 +121,7 @@ pub fn export_classifier(net: &Folded, samples: usize, precision: Precision) -> 
     graph.tensor("fc.bias", &[classes], &net.fc_bias)?;
     let logits = graph.node("Gemm", &[&mean, "fc.weight", "fc.bias"], "logits", Vec::new());
     graph.node("Softmax", &[&logits], "probabilities", Vec::new());
-    let input = vec![graph.value("image", &[samples, net.inputs, SIDE, SIDE])];
+    let input = vec![graph.value("image", &[samples, net.inputs, net.side, net.side])];
     let output = ["logits", "probabilities"].map(|name| graph.value(name, &[samples, classes])).to_vec();
     Ok(graph.model("Classifier: ResNet18, batch norm folded.", input, output, &[]))
 }

@@ -7,11 +7,12 @@ use thiserror::Error;
 
 use super::{Bench, Border, Description, Judge, MAX_LEVELS, Opinion, log_odds, logistic};
 use crate::backbone::ResNet18;
+use crate::classifier::SIDE;
 use crate::classifier::evidence::Evidence;
 use crate::classifier::kernel::{self, Choice, Grid, KernelError, Rows, Uses};
 use crate::classifier::learning::{Course, LearnError, LearnSettings, Samples, Saved, Split, StepRecord};
 use crate::classifier::network::{Network, NetworkError};
-use crate::classifier::planes::{PLANE, Planes};
+use crate::classifier::planes::Planes;
 use crate::simd::Isa;
 use crate::workers::Workers;
 
@@ -35,6 +36,8 @@ pub struct Cells<'a> {
 pub struct JudgeSettings {
     /// What the network sees; none to do without it.
     pub planes: Option<Planes>,
+    /// Side of the planes that the cells were seen on, in pixels.
+    pub side: usize,
     /// What the kernel machine sees; none to do without it.
     pub kernel: Option<Uses>,
     /// Ways of the square that the network is asked about: 1, 2, 4 or 8.
@@ -52,12 +55,23 @@ impl Default for JudgeSettings {
     fn default() -> Self {
         Self {
             planes: Some(Planes::HeatmapAndImage),
+            side: SIDE,
             kernel: Some(Uses::Both),
             flips: 4,
             views: 1,
             validation: 0.2,
             learn: LearnSettings::default(),
         }
+    }
+}
+
+impl JudgeSettings {
+    /// For a network on planes of `side` pixels: on larger ones than [`SIDE`] it is fine-tuned
+    /// ([`LearnSettings::for_side`]), and has more cells to learn from.
+    #[must_use]
+    pub fn for_side(side: usize) -> Self {
+        let usual = Self { side, learn: LearnSettings::for_side(side), ..Self::default() };
+        if side > SIDE { Self { validation: 0.1, ..usual } } else { usual }
     }
 }
 
@@ -163,12 +177,13 @@ pub fn fit<'a>(
     let description = Description {
         levels: levels as u32,
         planes: settings.planes,
+        side: settings.side as u32,
         flips: settings.flips,
         views: settings.views,
         kernel: machine.as_ref().map(|m| m.machine.description().clone()),
         borders: vec![Border { network: 1.0, kernel: 1.0, shift: 0.0 }; levels - 1],
     };
-    let folded = network.as_ref().map(|(_, network, _)| network.fold());
+    let folded = network.as_ref().map(|(_, network, _)| network.fold(settings.side));
     let kernel = machine.as_ref().map(|m| m.machine.clone());
     let mut judge = Judge::new(description, folded.as_ref(), kernel)?;
     let odds = network_odds(&judge, cells, &calibrated, workers)?;
@@ -223,14 +238,16 @@ fn learn(
     workers: &Arc<Workers>,
     tell: &mut impl FnMut(Event<'_, '_>) -> ControlFlow<()>,
 ) -> Result<(u64, Network, Vec<StepRecord>), JudgeError> {
-    let wanted = planes.count() * PLANE;
+    let side = settings.side;
+    let wanted = planes.count() * side * side;
     let inputs: Vec<f32> = cells.evidence.iter().flat_map(|seen| &seen.planes[..wanted]).copied().collect();
-    let samples = Samples { planes: planes.count(), levels: cells.levels, inputs: &inputs, of: cells.level };
+    let samples = Samples { planes: planes.count(), side, levels: cells.levels, inputs: &inputs, of: cells.level };
     let learn = settings.learn.clone();
     let mut course = match resume {
         Some(saved) => Course::resume(saved, samples, split, learn, Arc::clone(workers))?,
         None => {
-            let start = Network::from_backbone(backbone, planes.count(), cells.levels, learn.seed)?;
+            let start =
+                Network::from_backbone(backbone, planes.count(), learn.heatmap_share, cells.levels, learn.seed)?;
             Course::begin(start, true, samples, split, learn, Arc::clone(workers))?
         }
     };

@@ -18,8 +18,8 @@ use super::SIDE;
 use super::evidence::{MAX_VIEWS, Witness};
 use super::infer::Classifier;
 use super::kernel::{KernelError, KernelMachine, Scratch};
-use super::network::{Folded, NetworkError};
-use super::planes::{PLANE, Planes, turned};
+use super::network::{Folded, NetworkError, check_side};
+use super::planes::{Planes, turned};
 use crate::simd::Isa;
 use crate::workers::Workers;
 
@@ -49,6 +49,9 @@ pub struct Description {
     pub levels: u32,
     /// What the network sees; none if it is not asked.
     pub planes: Option<Planes>,
+    /// Side of these planes, in pixels: models that do not say it have [`SIDE`].
+    #[serde(default = "usual_side")]
+    pub side: u32,
     /// Ways of the square that the network is asked about: 1, 2, 4 or 8.
     pub flips: u32,
     /// Views of the image whose features are pooled: 1 to [`MAX_VIEWS`]. Each one more costs a run of the backbone.
@@ -130,6 +133,10 @@ impl Judge {
     }
 }
 
+fn usual_side() -> u32 {
+    SIDE as u32
+}
+
 impl Description {
     /// Views of the image whose features are pooled: none if no kernel machine looks at them.
     #[must_use]
@@ -153,6 +160,7 @@ impl Description {
         if !(2..=MAX_LEVELS as u32).contains(&self.levels) || self.borders.len() + 1 != self.levels as usize {
             return wrong("its borders do not fit its levels");
         }
+        check_side(self.side as usize)?;
         if !matches!(self.flips, 1 | 2 | 4 | 8) {
             return wrong("it asks about neither 1, 2, 4 nor 8 ways of the square");
         }
@@ -200,7 +208,7 @@ impl Bench {
         Ok(Self {
             classifier,
             scratch,
-            turned: vec![0.0; Planes::HeatmapAndImage.count() * PLANE],
+            turned: vec![0.0; Planes::HeatmapAndImage.count() * (judge.description.side as usize).pow(2)],
             sum: vec![0.0; levels],
             one: vec![0.0; levels],
             scores: vec![0.0; levels - 1],
@@ -265,15 +273,18 @@ impl Bench {
     fn ask_network(&mut self, planes: &[f32]) {
         let Some(classifier) = &mut self.classifier else { return };
         let ways = self.judge.description.ways();
-        let count = classifier.planes();
+        let (count, side) = (classifier.planes(), classifier.side());
+        let plane = side * side;
         for &way in ways {
             let mut input: [&[f32]; 2] = [&[]; 2];
-            for (plane, (from, to)) in planes.chunks_exact(PLANE).zip(self.turned.chunks_exact_mut(PLANE)).enumerate() {
+            for (input, (from, to)) in
+                input.iter_mut().zip(planes.chunks_exact(plane).zip(self.turned.chunks_exact_mut(plane)))
+            {
                 if way == 0 {
-                    input[plane] = from;
+                    *input = from;
                 } else {
-                    turned(way).apply(from, to, SIDE);
-                    input[plane] = to;
+                    turned(way).apply(from, to, side);
+                    *input = to;
                 }
             }
             // Planes and places are of the classifier's size by construction; were they not, no number would be said.

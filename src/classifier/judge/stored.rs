@@ -113,5 +113,12 @@ fn read_network(description: &Description, numbers: &[f16]) -> Result<Option<Fol
     });
     let convs = convs.collect();
     let (fc_weight, fc_bias) = (take(levels * STAGE_CHANNELS[3]), take(levels));
-    Ok(Some(Folded { inputs: planes.count(), classes: levels, convs, fc_weight, fc_bias }))
+    Ok(Some(Folded {
+        inputs: planes.count(),
+        side: description.side as usize,
+        classes: levels,
+        convs,
+        fc_weight,
+        fc_bias,
+    }))
 }

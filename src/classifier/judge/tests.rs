@@ -7,6 +7,8 @@ use crate::classifier::kernel::{Uses, WIDTH};
 use crate::classifier::learning::LearnSettings;
 use crate::sampling::{below, generator};
 
+const PLANE: usize = SIDE * SIDE;
+
 /// Cells of three levels that both parts can tell apart.
 fn evidence(count: usize) -> (Vec<Evidence>, Vec<usize>) {
     let mut rng = generator(9);

@@ -2,6 +2,8 @@
 
 use crate::classifier::network::Shape;
 
+use super::Labels;
+
 /// Buffers of the last layer.
 #[derive(Debug)]
 pub(super) struct Head {
@@ -19,7 +21,7 @@ pub(super) struct Head {
 
 /// What the loss counts.
 pub(super) struct Weighing<'a> {
-    pub(super) labels: &'a [usize],
+    pub(super) labels: Labels<'a>,
     pub(super) class_weights: Option<&'a [f32]>,
     pub(super) label_smoothing: f32,
 }
@@ -42,21 +44,26 @@ impl Head {
     }
 
     /// Loss and how many are classified correctly, as PyTorch's `cross_entropy` counts: the mean over the batch,
-    /// weighted by the weight of each label's class; smoothing moves a share of each label to all classes.
+    /// weighted by the weight of each label's class; smoothing moves a share of each label to all classes. A
+    /// blended sample counts for both of its labels.
     pub(super) fn loss(&mut self, weighing: &Weighing<'_>) -> (f64, usize) {
         let classes = self.classes;
         let weight = |class: usize| weighing.class_weights.map_or(1.0, |w| f64::from(w[class]));
-        let all: f64 = weighing.labels.iter().map(|&label| weight(label)).sum();
+        let Labels { of, beside, share } = weighing.labels;
+        let all = |labels: &[usize]| labels.iter().map(|&label| weight(label)).sum::<f64>();
+        // Both labels of a sample are counted as whole batches of their own, and the two losses weighed.
+        let parts = [(of, (1.0 - f64::from(share)) / all(of)), (beside, f64::from(share) / all(beside))];
         let smoothing = f64::from(weighing.label_smoothing);
         let (mut loss, mut correct) = (0.0, 0);
         let rows = self.logits.chunks_exact(classes).zip(self.error.chunks_exact_mut(classes));
-        for ((logits, error), &label) in rows.zip(weighing.labels) {
+        for (sample, (logits, error)) in rows.enumerate() {
             let best = (0..classes).fold(0, |best, c| if logits[c] > logits[best] { c } else { best });
-            correct += usize::from(best == label);
+            correct += usize::from(best == of[sample]);
             let largest = f64::from(logits[best]);
             let sum: f64 = logits.iter().map(|&l| (f64::from(l) - largest).exp()).sum();
             let target = |c: usize| {
-                weight(c) * (smoothing / classes as f64 + if c == label { 1.0 - smoothing } else { 0.0 }) / all
+                let said = |label: usize| smoothing / classes as f64 + if c == label { 1.0 - smoothing } else { 0.0 };
+                weight(c) * parts.iter().map(|(labels, part)| part * said(labels[sample])).sum::<f64>()
             };
             let total: f64 = (0..classes).map(target).sum();
             for c in 0..classes {

@@ -27,8 +27,7 @@ use crate::backbone::cpu::memory::{Aligned, LINE, Layout, Memory};
 use crate::simd::Isa;
 use crate::workers::Workers;
 
-use super::SIDE;
-use super::network::{Network, NetworkError, Place, Places, Tensors};
+use super::network::{Network, NetworkError, Place, Places, Tensors, check_side};
 use super::optimiser::{Adam, Settings};
 use direct::Direct;
 use head::{Head, Weighing};
@@ -43,6 +42,36 @@ pub struct StepResult {
     pub loss: f64,
     /// How many of the batch were classified correctly before the step.
     pub correct: usize,
+}
+
+/// What the samples of a batch are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Labels<'a> {
+    /// The class of each.
+    pub of: &'a [usize],
+    /// The class of the sample that was blended with it.
+    pub beside: &'a [usize],
+    /// How much of that was blended in, from 0 to 1.
+    pub share: f32,
+}
+
+impl<'a> From<&'a [usize]> for Labels<'a> {
+    /// Samples that are not blended.
+    fn from(of: &'a [usize]) -> Self {
+        Self { of, beside: of, share: 0.0 }
+    }
+}
+
+impl<'a, const N: usize> From<&'a [usize; N]> for Labels<'a> {
+    fn from(of: &'a [usize; N]) -> Self {
+        Self::from(of.as_slice())
+    }
+}
+
+impl<'a> From<&'a Vec<usize>> for Labels<'a> {
+    fn from(of: &'a Vec<usize>) -> Self {
+        Self::from(of.as_slice())
+    }
 }
 
 /// Why a step of training was not made, or a training not resumed.
@@ -184,7 +213,7 @@ pub struct Trainer {
 }
 
 impl Plan {
-    fn new(layout: &mut Layout, network: &Network, batch: usize, threads: usize) -> Self {
+    fn new(layout: &mut Layout, network: &Network, planes_side: usize, batch: usize, threads: usize) -> Self {
         let shape = network.shape;
         let places = shape.places();
         let widest = shape.widths.into_iter().max().unwrap_or(0);
@@ -193,20 +222,20 @@ impl Plan {
         let mut next = || next.next().expect("a ResNet18 has twenty convolutions");
         let mut needs = Needs::default();
 
-        let input = Map::new(layout, batch, SIDE, shape.inputs, 3);
+        let input = Map::new(layout, batch, planes_side, shape.inputs, 3);
         let place = next();
-        let z = Map::new(layout, batch, SIDE / 2, shape.widths[0], 0);
+        let z = Map::new(layout, batch, planes_side / 2, shape.widths[0], 0);
         let conv = Direct::new(layout, input, z, 7, place.weight, true);
         let stem = Layer { conv: Conv::Direct(conv), norm: Norm::new(layout, place, partial), z };
-        let dstem = Map::new(layout, batch, SIDE / 2, shape.widths[0], 0);
-        let pooled = Map::new(layout, batch, SIDE / 4, shape.widths[0], 1);
+        let dstem = Map::new(layout, batch, planes_side / 2, shape.widths[0], 0);
+        let pooled = Map::new(layout, batch, planes_side / 4, shape.widths[0], 1);
         let pool = Pool::new(layout, pooled);
 
         let mut x = pooled;
-        let mut dx = Map::new(layout, batch, SIDE / 4, shape.widths[0], 0);
+        let mut dx = Map::new(layout, batch, planes_side / 4, shape.widths[0], 0);
         let mut blocks = Vec::new();
         for (stage, (channels, stride)) in shape.widths.into_iter().zip(STAGE_STRIDES).enumerate() {
-            let side = SIDE / stride;
+            let side = planes_side / stride;
             let dinner = Map::new(layout, batch, side, channels, 0);
             let dstage = if stage == 0 { dx } else { Map::new(layout, batch, side, channels, 0) };
             for block in 0..2 {
@@ -285,21 +314,28 @@ impl Layer {
 }
 
 impl Trainer {
-    /// Starts a training of `network` with batches of `batch` samples, on one instruction set and a set of threads, and
-    /// allocates all that it needs.
+    /// Starts a training of `network` on planes of `side` pixels with batches of `batch` samples, on one instruction set and a
+    /// set of threads, and allocates all that it needs.
     ///
     /// # Errors
-    /// [`TrainError::Batch`] if there are no such batches.
+    /// [`TrainError::Batch`] if there are no such batches, and [`TrainError::Network`] if there are no such planes.
     ///
     /// # Panics
     /// If this CPU does not have `isa`.
-    pub fn new(network: Network, batch: usize, isa: Isa, workers: Arc<Workers>) -> Result<Self, TrainError> {
+    pub fn new(
+        network: Network,
+        side: usize,
+        batch: usize,
+        isa: Isa,
+        workers: Arc<Workers>,
+    ) -> Result<Self, TrainError> {
+        check_side(side)?;
         if !(1..=MAX_BATCH).contains(&batch) {
             return Err(TrainError::Batch(batch));
         }
         assert!(isa.is_available(), "this CPU has no {isa}");
         let mut layout = Layout::default();
-        let plan = Plan::new(&mut layout, &network, batch, workers.count());
+        let plan = Plan::new(&mut layout, &network, side, batch, workers.count());
         let mut parameters = Aligned::zeros(plan.places.parameters);
         parameters.as_mut_slice().copy_from_slice(&network.parameters);
         let zeros = || Aligned::zeros(plan.places.parameters);
@@ -315,8 +351,14 @@ impl Trainer {
     ///
     /// # Panics
     /// As [`Trainer::new`].
-    pub fn resume(state: &State, batch: usize, isa: Isa, workers: Arc<Workers>) -> Result<Self, TrainError> {
-        let mut trainer = Self::new(Network::from_named(&state.network)?, batch, isa, workers)?;
+    pub fn resume(
+        state: &State,
+        side: usize,
+        batch: usize,
+        isa: Isa,
+        workers: Arc<Workers>,
+    ) -> Result<Self, TrainError> {
+        let mut trainer = Self::new(Network::from_named(&state.network)?, side, batch, isa, workers)?;
         trainer.network.take_named(&state.first, trainer.first.as_mut_slice(), false)?;
         trainer.network.take_named(&state.second, trainer.second.as_mut_slice(), false)?;
         trainer.step = state.step;
@@ -359,12 +401,18 @@ impl Trainer {
         self.network.named(self.gradients.as_slice())
     }
 
-    /// One step: forward with the batch's statistics, loss, backward, Adam. `inputs` are batch × planes × 64 × 64 numbers,
+    /// One step: forward with the batch's statistics, loss, backward, Adam. `inputs` are batch × planes × side² numbers,
     /// `labels` one class for each sample. Allocates nothing.
     ///
     /// # Errors
     /// If sizes, labels or settings are wrong, or the loss is not finite; nothing is changed then.
-    pub fn step(&mut self, inputs: &[f32], labels: &[usize], settings: &Settings) -> Result<StepResult, TrainError> {
+    pub fn step<'l>(
+        &mut self,
+        inputs: &[f32],
+        labels: impl Into<Labels<'l>>,
+        settings: &Settings,
+    ) -> Result<StepResult, TrainError> {
+        let labels = labels.into();
         self.check(inputs, labels, settings)?;
         self.load(inputs);
         self.forward(Mode::Batch);
@@ -412,18 +460,27 @@ impl Trainer {
     }
 
     fn check_size(&self, inputs: &[f32], labels: usize) -> Result<(), TrainError> {
-        let expected = self.batch * self.network.shape.inputs * SIDE * SIDE;
+        let expected = self.batch * self.network.shape.inputs * self.plan.input.side.pow(2);
         if inputs.len() != expected || labels != self.batch {
             return Err(TrainError::Sizes { inputs: inputs.len(), labels, expected, batch: self.batch });
         }
         Ok(())
     }
 
-    fn check(&self, inputs: &[f32], labels: &[usize], settings: &Settings) -> Result<(), TrainError> {
-        self.check_size(inputs, labels.len())?;
+    fn check(&self, inputs: &[f32], labels: Labels<'_>, settings: &Settings) -> Result<(), TrainError> {
         let classes = self.network.shape.classes;
-        if let Some(index) = labels.iter().position(|&label| label >= classes) {
-            return Err(TrainError::Label { index, label: labels[index], classes });
+        for labels in [labels.of, labels.beside] {
+            self.check_size(inputs, labels.len())?;
+            if let Some(index) = labels.iter().position(|&label| label >= classes) {
+                return Err(TrainError::Label { index, label: labels[index], classes });
+            }
+        }
+        if !(0.0..=1.0).contains(&labels.share) {
+            return Err(TrainError::Setting {
+                name: "the blended share",
+                value: labels.share,
+                expected: "from 0 to 1",
+            });
         }
         if let Some((name, value, expected)) = settings.wrong() {
             return Err(TrainError::Setting { name, value, expected });
@@ -439,8 +496,9 @@ impl Trainer {
     /// Copies a batch into the input map, planes side by side.
     fn load(&mut self, inputs: &[f32]) {
         let (map, memory) = (self.plan.input, Memory::new(self.arena.as_mut_slice()));
-        for (row, values) in inputs.chunks_exact(SIDE).enumerate() {
-            let (b, plane, y) = (row / SIDE / map.channels, row / SIDE % map.channels, row % SIDE);
+        let side = map.side;
+        for (row, values) in inputs.chunks_exact(side).enumerate() {
+            let (b, plane, y) = (row / side / map.channels, row / side % map.channels, row % side);
             // SAFETY: the map lies in the arena, which this borrows for itself.
             let to = unsafe { map.line_mut(memory, b, y) };
             to.iter_mut().skip(plane).step_by(map.channels).zip(values).for_each(|(to, &x)| *to = x);

@@ -1,3 +1,4 @@
+use super::super::SIDE;
 use super::*;
 use crate::backbone::weights::ConvShape;
 use crate::backbone::weights::fold::torchvision_names;
@@ -104,10 +105,16 @@ impl Reference {
         logits
     }
 
-    fn loss(&self, inputs: &Maps, labels: &[usize], settings: &Settings) -> f64 {
+    fn loss(&self, inputs: &Maps, labels: Labels<'_>, settings: &Settings) -> f64 {
+        let logits = self.logits(inputs);
+        let [of, beside] = [labels.of, labels.beside].map(|labels| self.cross_entropy(&logits, labels, settings));
+        of + f64::from(labels.share) * (beside - of)
+    }
+
+    fn cross_entropy(&self, logits: &[f64], labels: &[usize], settings: &Settings) -> f64 {
         let weight = |c: usize| settings.class_weights.as_ref().map_or(1.0, |w| f64::from(w[c]));
         let (mut loss, mut all) = (0.0, 0.0);
-        for (logits, &label) in self.logits(inputs).chunks(self.classes).zip(labels) {
+        for (logits, &label) in logits.chunks(self.classes).zip(labels) {
             let total: f64 = logits.iter().map(|l| l.exp()).sum();
             let smoothing = f64::from(settings.label_smoothing);
             for (c, logit) in logits.iter().enumerate() {
@@ -148,17 +155,17 @@ fn convolve(weight: &[f64], kernel: usize, stride: usize, outputs: usize, x: &Ma
 }
 
 /// The trainer's batch (planes one after the other) as maps.
-fn maps(inputs: &[f32], planes: usize) -> Maps {
-    let (pixels, batch) = (SIDE * SIDE, inputs.len() / planes / SIDE / SIDE);
+fn maps(inputs: &[f32], planes: usize, side: usize) -> Maps {
+    let (pixels, batch) = (side * side, inputs.len() / planes / side / side);
     let value = |at: usize| {
         let (b, pixel, plane) = (at / planes / pixels, at / planes % pixels, at % planes);
         f64::from(inputs[(b * planes + plane) * pixels + pixel])
     };
-    Maps { batch, side: SIDE, channels: planes, values: (0..inputs.len()).map(value).collect() }
+    Maps { batch, side, channels: planes, values: (0..inputs.len()).map(value).collect() }
 }
 
 fn trainer(network: &Network, batch: usize, isa: Isa, threads: usize) -> Trainer {
-    Trainer::new(network.clone(), batch, isa, Arc::new(Workers::new(threads))).unwrap()
+    Trainer::new(network.clone(), SIDE, batch, isa, Arc::new(Workers::new(threads))).unwrap()
 }
 
 /// No learning: only gradients.
@@ -169,7 +176,14 @@ fn still() -> Settings {
 #[test]
 fn gradients_are_those_of_finite_differences() {
     const BATCH: usize = 3;
-    for (planes, smoothing, weights) in [(1, 0.0, None), (2, 0.1, Some(vec![1.0, 0.5, 2.0]))] {
+    let weights = vec![1.0, 0.5, 2.0];
+    // On planes of 128 pixels an image is several blocks of the first stage's tiles; samples are blended there.
+    let cases = [
+        (1, SIDE, 1, 0.0, 0.0, None),
+        (2, SIDE, 5, 0.1, 0.0, Some(weights.clone())),
+        (2, 128, 10, 0.1, 0.3, Some(weights)),
+    ];
+    for (planes, side, every, smoothing, share, weights) in cases {
         let mut network = Network::with_widths(planes, 3, SMALL, 5).unwrap();
         // Few values near zero: there a rounding error decides whether a ReLU lets a gradient through. One channel in
         // four is shut, the others are open.
@@ -177,17 +191,17 @@ fn gradients_are_those_of_finite_differences() {
             let shifts = &mut network.parameters[place.beta..][..place.shape.outputs];
             (shifts.iter_mut().enumerate()).for_each(|(c, shift)| *shift = if c % 4 == 0 { -4.0 } else { 4.0 });
         }
-        let inputs = noise(BATCH * planes * SIDE * SIDE, 11);
-        let (labels, maps) = ([2, 0, 1], maps(&inputs, planes));
+        let inputs = noise(BATCH * planes * side * side, 11);
+        let (labels, maps) = (Labels { of: &[2, 0, 1], beside: &[0, 0, 2], share }, maps(&inputs, planes, side));
         let settings = Settings { label_smoothing: smoothing, class_weights: weights, ..still() };
         let mut reference = Reference::new(&network);
-        let expected = reference.loss(&maps, &labels, &settings);
-        let mut trainer = trainer(&network, BATCH, Isa::detect(), 2);
-        let got = trainer.step(&inputs, &labels, &settings).unwrap();
+        let expected = reference.loss(&maps, labels, &settings);
+        let workers = Arc::new(Workers::new(2));
+        let mut trainer = Trainer::new(network.clone(), side, BATCH, Isa::detect(), workers).unwrap();
+        let got = trainer.step(&inputs, labels, &settings).unwrap();
         assert!((got.loss - expected).abs() < 1e-5, "loss {} for {expected}", got.loss);
         let gradients = trainer.gradients();
         // Each tensor along a direction of its own, which all of its numbers take part in.
-        let every = if planes == 1 { 1 } else { 5 };
         let mut worst = 0.0f64;
         for (name, gradient) in gradients.iter().step_by(every) {
             let start = reference.tensors[name].clone();
@@ -197,7 +211,7 @@ fn gradients_are_those_of_finite_differences() {
             let mut at = |h: f64| {
                 let moved = start.iter().zip(&direction).map(|(x, d)| x + h * d).collect();
                 reference.tensors.insert(name.clone(), moved);
-                reference.loss(&maps, &labels, &settings)
+                reference.loss(&maps, labels, &settings)
             };
             let expected = (at(h) - at(-h)) / (2.0 * h);
             reference.tensors.insert(name.clone(), start);
@@ -254,7 +268,7 @@ fn a_training_that_is_resumed_goes_on_as_if_it_had_not_stopped() {
     let bytes = postcard::to_stdvec(&trainer.state()).unwrap();
     let state: State = postcard::from_bytes(&bytes).unwrap();
     let workers = Arc::new(Workers::new(1));
-    let mut resumed = Trainer::resume(&state, BATCH, Isa::detect(), Arc::clone(&workers)).unwrap();
+    let mut resumed = Trainer::resume(&state, SIDE, BATCH, Isa::detect(), Arc::clone(&workers)).unwrap();
     let expected = trainer.step(&inputs, &[0, 1], &settings).unwrap();
     assert_eq!(resumed.step(&inputs, &[0, 1], &settings).unwrap(), expected);
     assert!(resumed.state() == trainer.state());
@@ -262,7 +276,7 @@ fn a_training_that_is_resumed_goes_on_as_if_it_had_not_stopped() {
 
     let mut broken = state.clone();
     broken.first.remove("fc.bias");
-    let refused = Trainer::resume(&broken, BATCH, Isa::detect(), workers).err();
+    let refused = Trainer::resume(&broken, SIDE, BATCH, Isa::detect(), workers).err();
     assert_eq!(refused, Some(NetworkError::Missing { name: "fc.bias".into() }.into()));
 }
 
@@ -312,6 +326,13 @@ fn a_loss_that_is_not_finite_names_the_step_and_changes_nothing() {
     assert!(matches!(trainer.step(&inputs, &[0], &settings), Err(TrainError::Sizes { .. })));
     let refused = trainer.step(&inputs, &[0, 2], &settings);
     assert_eq!(refused, Err(TrainError::Label { index: 1, label: 2, classes: 2 }));
+    let blended = Labels { of: &[0, 1], beside: &[1, 3], share: 0.5 };
+    let refused = trainer.step(&inputs, blended, &settings);
+    assert_eq!(refused, Err(TrainError::Label { index: 1, label: 3, classes: 2 }));
+    for share in [-0.1, 1.1, f32::NAN] {
+        let refused = trainer.step(&inputs, Labels { share, ..Labels::from(&[0, 1]) }, &settings);
+        assert!(matches!(refused, Err(TrainError::Setting { name: "the blended share", .. })), "{refused:?}");
+    }
     for weights in [vec![1.0], vec![1.0, 0.0], vec![1.0, f32::NAN]] {
         let settings = Settings { class_weights: Some(weights), ..Settings::default() };
         assert!(matches!(trainer.step(&inputs, &[0, 1], &settings), Err(TrainError::ClassWeights { .. })));
@@ -336,7 +357,7 @@ fn a_loss_that_is_not_finite_names_the_step_and_changes_nothing() {
 fn a_start_from_the_backbone_gives_what_the_backbone_gives() {
     const BATCH: usize = 3;
     let backbone = crate::backbone::ResNet18::embedded().unwrap();
-    let network = Network::from_backbone(&backbone, 1, 2, 7).unwrap();
+    let network = Network::from_backbone(&backbone, 1, 1.0, 2, 7).unwrap();
     let inputs = noise(BATCH * SIDE * SIDE, 9);
     let mut trainer = trainer(&network, BATCH, Isa::detect(), 2);
     trainer.match_norms(&inputs).unwrap();
@@ -355,6 +376,23 @@ fn a_start_from_the_backbone_gives_what_the_backbone_gives() {
             let tolerance = if mode == Mode::Batch { 1e-3 } else { 0.2 };
             println!("sample {b}: off by {off:.1e}");
             assert!(off < tolerance, "sample {b} is off by {off:e}");
+        }
+    }
+}
+
+#[test]
+fn the_heatmap_begins_with_its_share_of_the_backbones_weights() {
+    let backbone = crate::backbone::ResNet18::embedded().unwrap();
+    let first = |planes, share| {
+        let network = Network::from_backbone(&backbone, planes, share, 2, 7).unwrap();
+        network.named_tensors().remove("conv1.weight").unwrap().values
+    };
+    let grey = first(1, 1.0);
+    for share in [0.0, 0.25] {
+        for (both, grey) in first(2, share).chunks_exact(2 * 49).zip(grey.chunks_exact(49)) {
+            let (heatmap, image) = both.split_at(49);
+            assert!(heatmap.iter().zip(grey).all(|(a, b)| *a == share * b), "{share}");
+            assert!(image.iter().zip(grey).all(|(a, b)| *a == (1.0 - share) * b), "{share}");
         }
     }
 }

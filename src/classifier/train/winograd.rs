@@ -24,7 +24,7 @@ use super::share::{Context, Map, Segment};
 use filter::{Filter, Four, Two};
 use items::{Input, InputGradient, Output, OutputGradient, Points, WeightGradient, Weights};
 
-/// Tiles of a block: whole images.
+/// Tiles of a block: of whole images, or of a part of one.
 const TILES: usize = 32;
 /// Floats from one point of a block and group to the next: a line more than there are, lest all points fall on the same
 /// cache sets.
@@ -108,8 +108,9 @@ impl Winograd {
         assert!(inputs.is_multiple_of(GROUP) && outputs.is_multiple_of(GROUP), "{inputs} to {outputs} channels");
         let two = side == 2;
         let across = if two { 1 } else { side / 4 };
-        assert!(TILES.is_multiple_of(across * across), "a block is whole images");
-        let tiles = batch * across * across;
+        let each = across * across;
+        assert!(TILES.is_multiple_of(each) || each.is_multiple_of(TILES), "no image begins within a block");
+        let tiles = batch * each;
         let points = if two { 9 } else { 36 };
         let blocks = tiles.div_ceil(TILES);
         let groups = |channels: usize| {
@@ -132,6 +133,11 @@ impl Winograd {
 
     fn blocks(&self) -> usize {
         self.over_blocks.len()
+    }
+
+    /// Blocks of an image; 1 where a block is several.
+    fn blocks_of_image(&self) -> usize {
+        (self.across * self.across).div_ceil(TILES)
     }
 
     /// Floats from a point of U to the next, with so many rows.
@@ -226,7 +232,7 @@ impl Winograd {
             context.share(weights.items(inputs), &weights);
             let product = Points { a: shared.y, b: shared.u, rows: outputs, segments: &self.over_outputs };
             let input = InputGradient::<F, P, Q, O> { conv: self, context, product, map: dx, add, _filter: filter };
-            context.share(self.blocks() * (inputs / GROUP), &input);
+            context.share(self.blocks() / self.blocks_of_image() * (inputs / GROUP), &input);
             let weights = WeightGradient::<F, P, Q, O> { conv: self, context, y: shared.y, _filter: filter };
             context.share(inputs / INPUTS * (outputs / GROUP), &weights);
         }

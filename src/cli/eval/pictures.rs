@@ -6,7 +6,6 @@ use std::ops::ControlFlow;
 use super::Task;
 use super::semacnn::{Found, Judged, Seen};
 use super::threshold::Measured;
-use crate::classifier::SIDE;
 use crate::classifier::judge::sigmoid;
 use crate::embedding::projection::CHANNELS;
 use crate::eval::report::{Example, Panel, Picture, Pictures, Quadrant, Tile};
@@ -100,7 +99,7 @@ impl Chosen {
                 let fold = measured.cells[index].fold;
                 let plane = &seen.heat[fold][index].as_ref()?.planes;
                 // The plane is 2 ln(M/√k): from a bit above a usual distance to five times that.
-                let heat = overlay::draw(&image.as_ref()?[..], side, plane, SIDE, (0.8, 3.2), &[]);
+                let heat = overlay::draw(&image.as_ref()?[..], side, plane, plane.len().isqrt(), (0.8, 3.2), &[]);
                 let image = overlay::grey(&image?, side);
                 let overlay = Picture(overlay::jpeg(&heat)?);
                 Some((index, Pictures { image: Picture(overlay::jpeg(&image)?), overlay }))

@@ -70,7 +70,7 @@ pub fn evaluate(args: &Args, task: &Task<'_>) -> anyhow::Result<Outcome> {
     let heat: Vec<Outcomes<Evidence>> = (0..k).map(|_| Outcomes::new(cells)).collect();
     let size = (settings.size as usize, settings.grid as usize, settings.k as usize);
     let mut measured = threshold::measure(args, task, &bar, |fold, index, scorer| {
-        let mut witness = Witness::new(size.0, size.1, size.2, Isa::detect());
+        let mut witness = Witness::new(size.0, size.1, size.2, wanted.side, Isa::detect());
         if fold > 0 {
             witness.see_heatmap(scorer.heatmap());
         }
@@ -177,6 +177,7 @@ fn shown_judge(settings: &JudgeSettings) -> Vec<Setting> {
     ];
     if settings.planes.is_some() {
         let learn = &settings.learn;
+        shown.push(Setting::new("side of its planes", settings.side));
         shown.push(Setting::new("flips", settings.flips));
         shown.push(Setting::new("steps", format!("{} of {} cells, rate {}", learn.steps, learn.batch, learn.lr)));
         shown.push(Setting::new("balance", learn.balance));

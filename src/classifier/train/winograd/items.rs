@@ -273,11 +273,26 @@ pub(super) struct InputGradient<'a, F, const P: usize, const Q: usize, const O: 
 impl<F: Filter<P, Q, O>, const P: usize, const Q: usize, const O: usize> Work for InputGradient<'_, F, P, Q, O> {
     #[inline(always)]
     unsafe fn item<S: Simd>(&self, item: usize, thread: usize) {
+        let (groups, blocks) = (self.conv.inputs / GROUP, self.conv.blocks_of_image());
+        let (image, group) = (item / groups, item % groups);
+        for block in image * blocks..(image + 1) * blocks {
+            // SAFETY: an item is all blocks of its images, and its channels are nobody else's; the rest as the caller
+            // promised.
+            unsafe { self.block::<S>(block, group, thread) };
+        }
+    }
+}
+
+impl<F: Filter<P, Q, O>, const P: usize, const Q: usize, const O: usize> InputGradient<'_, F, P, Q, O> {
+    /// What the tiles of a block add to a group of channels. An image's first tile clears it, unless it is to be added to.
+    ///
+    /// # Safety
+    /// As [`Work::item`]; tiles of one image overlap, so that nobody else may do one of its blocks meanwhile.
+    #[inline(always)]
+    unsafe fn block<S: Simd>(&self, block: usize, group: usize, thread: usize) {
         let Self { conv, context, map, .. } = *self;
-        let groups = conv.inputs / GROUP;
-        let (block, group) = (item / groups, item % groups);
         let (first, count) = conv.block(block);
-        // SAFETY: the scratch holds a block's product; a block is whole images, and its channels are nobody else's.
+        // SAFETY: the scratch holds a block's product; the rest as the caller promised.
         unsafe {
             let scratch = context.scratch(thread);
             self.product.multiply::<S>(context.arena, Q * Q, block, group, count, scratch);
