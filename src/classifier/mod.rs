@@ -25,5 +25,5 @@ pub use network::{Folded, Network, NetworkError, Tensor, Tensors};
 /// Side of the network's input planes, in pixels, if nothing else is asked for.
 pub const SIDE: usize = 64;
 
-/// The largest side.
-pub const MAX_SIDE: usize = 512;
+/// The sides that there are: five halvings leave whole pixels, and the training's blocks are whole images or parts of one.
+pub const SIDES: [usize; 4] = [SIDE, 128, 256, 512];

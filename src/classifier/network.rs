@@ -12,7 +12,7 @@ use crate::backbone::weights::fold::{BN_EPSILON, Norm, Trained, fold, torchvisio
 use crate::backbone::weights::{Conv, ConvShape, convolutions};
 use crate::backbone::{ResNet18, STAGE_CHANNELS};
 
-use super::{MAX_SIDE, SIDE};
+use super::SIDES;
 
 /// Output channels that lie next to one another; every layer has a multiple of them.
 pub(super) const GROUP: usize = 64;
@@ -37,7 +37,7 @@ pub enum NetworkError {
     #[error("building a classifier: it takes 1 or 2 input planes, not {0}")]
     Inputs(usize),
     /// No side for the planes.
-    #[error("building a classifier: its planes have 64, 128, 256 or 512 pixels a side, not {0}")]
+    #[error("building a classifier: its planes have one of {SIDES:?} pixels a side, not {0}")]
     Side(usize),
     /// Too few classes, or absurdly many.
     #[error("building a classifier: it tells 2 to {most} classes apart, not {0}", most = MAX_CLASSES)]
@@ -474,11 +474,9 @@ impl Folded {
     }
 }
 
-/// Whether a network can look at planes of this side: five halvings leave whole pixels, and a batch falls into whole blocks
-/// of the training's.
+/// Whether a network can look at planes of this side.
 pub(crate) fn check_side(side: usize) -> Result<(), NetworkError> {
-    let fits = (SIDE..=MAX_SIDE).contains(&side) && side.is_power_of_two();
-    if fits { Ok(()) } else { Err(NetworkError::Side(side)) }
+    if SIDES.contains(&side) { Ok(()) } else { Err(NetworkError::Side(side)) }
 }
 
 /// Close to normal, mean 0, deviation 1: the sum of twelve uniform numbers of 16 bits, with additions only, so that it is

@@ -146,8 +146,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let statistics = model.statistics();
     let by = if args.unseen { By::Model(&statistics) } else { By::OtherFolds(FOLDS) };
-    let views = wanted.views as usize;
-    let seen = gather(&mut fitter, &labelled.cells, settings, model.projection(), by, [views, wanted.side], &tick)?;
+    let seen = gather(&mut fitter, &labelled.cells, settings, model.projection(), by, &wanted, &tick)?;
     drop(fitter);
     bar.finish_and_clear();
     let mut skipped = 0;

@@ -1,6 +1,7 @@
 //! What labelled cells look like to the classifier: each measured by statistics that have not seen it.
 
 use crate::classifier::evidence::{Evidence, Witness};
+use crate::classifier::judge::JudgeSettings;
 use crate::embedding::Projection;
 use crate::gaussian::Statistics;
 use crate::heatmap::Scores;
@@ -25,8 +26,8 @@ pub enum By<'a> {
 /// A cell's scores and what the classifier sees of it, or why it cannot be judged.
 pub type Seen = Result<(Scores, Evidence), Invalid>;
 
-/// Measures cells and gathers what the classifier sees of each, by `views` views and on planes of `side` pixels; a cell that
-/// cannot be judged says why.
+/// Measures cells and gathers what the classifier sees of each, by the views and on the planes of `judge`; a cell that cannot
+/// be judged says why.
 ///
 /// # Errors
 /// As [`hold_out_each`].
@@ -36,14 +37,14 @@ pub fn gather(
     settings: &Settings,
     projection: &Projection,
     by: By<'_>,
-    [views, side]: [usize; 2],
+    judge: &JudgeSettings,
     tick: &Tick<'_>,
 ) -> Result<Vec<Seen>, FitError> {
     let seen: Outcomes<Result<Evidence, Invalid>> = Outcomes::new(cells.len());
     let look = |index: usize, scorer: &mut Scorer| {
         let (size, grid, k) = (settings.size as usize, settings.grid as usize, settings.k as usize);
-        let mut witness = Witness::new(size, grid, k, side, Isa::detect());
-        seen.set(index, scorer.show(&mut witness, views).map(|()| Evidence::of(&witness)));
+        let mut witness = Witness::new(size, grid, k, judge.side, Isa::detect());
+        seen.set(index, scorer.show(&mut witness, judge.views as usize).map(|()| Evidence::of(&witness)));
     };
     let scores = match by {
         By::OtherFolds(folds) => {

@@ -127,14 +127,14 @@ pub fn judged_model(folder: &Path, size: u32, grid: u32, k: u32, views: u32, sid
     let statistics = model.statistics();
     let go_on = |_| std::ops::ControlFlow::Continue(());
     let by = By::Model(&statistics);
-    let seen = gather(&mut fitter, &cells, settings, model.projection(), by, [views as usize, side], &go_on).unwrap();
+    let learn = LearnSettings { steps: 12, batch: 8, check_every: 4, warmup: 2, ..LearnSettings::default() };
+    let wanted = JudgeSettings { views, side, flips: 2, learn, ..JudgeSettings::default() };
+    let seen = gather(&mut fitter, &cells, settings, model.projection(), by, &wanted, &go_on).unwrap();
     let seen: Vec<Evidence> = seen.into_iter().map(|cell| cell.unwrap().1).collect();
     let (evidence, level): (Vec<&Evidence>, Vec<usize>) =
         seen.iter().zip(&cells).map(|(seen, cell)| (seen, usize::from(!cell.good))).unzip();
     let group: Vec<usize> = cells.iter().map(|cell| cell.fold).collect();
     let given = Cells { evidence: &evidence, level: &level, kind: &[0; 32], group: &group, levels: 2 };
-    let learn = LearnSettings { steps: 12, batch: 8, check_every: 4, warmup: 2, ..LearnSettings::default() };
-    let wanted = JudgeSettings { views, side, flips: 2, learn, ..JudgeSettings::default() };
     let workers = Arc::new(Workers::new(2));
     let taught =
         judge::fit(&given, &wanted, &network, None, &workers, |_| std::ops::ControlFlow::Continue(())).unwrap();

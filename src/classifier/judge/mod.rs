@@ -14,7 +14,6 @@ use std::sync::Arc;
 use half::f16;
 use serde::{Deserialize, Serialize};
 
-use super::SIDE;
 use super::evidence::{MAX_VIEWS, Witness};
 use super::infer::Classifier;
 use super::kernel::{KernelError, KernelMachine, Scratch};
@@ -44,13 +43,13 @@ pub struct Border {
 
 /// What a judge is, beside its numbers: for the header of a model file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "stored::Layout", into = "stored::Layout")]
 pub struct Description {
     /// Levels of cells.
     pub levels: u32,
     /// What the network sees; none if it is not asked.
     pub planes: Option<Planes>,
-    /// Side of these planes, in pixels: models that do not say it have [`SIDE`].
-    #[serde(default = "usual_side")]
+    /// Side of these planes, in pixels; [`SIDE`](super::SIDE) if there are none.
     pub side: u32,
     /// Ways of the square that the network is asked about: 1, 2, 4 or 8.
     pub flips: u32,
@@ -131,10 +130,6 @@ impl Judge {
     pub fn kernel(&self) -> Option<&KernelMachine> {
         self.kernel.as_ref()
     }
-}
-
-fn usual_side() -> u32 {
-    SIDE as u32
 }
 
 impl Description {

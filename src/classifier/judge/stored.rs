@@ -1,13 +1,66 @@
 //! A judge as a model file holds it: its description, and three lists of numbers.
 
 use half::f16;
+use serde::{Deserialize, Serialize};
 
-use super::{Description, Judge, JudgeError};
+use super::{Border, Description, Judge, JudgeError};
 use crate::backbone::STAGE_CHANNELS;
 use crate::backbone::weights::{Conv, convolutions};
-use crate::classifier::kernel::KernelMachine;
+use crate::classifier::SIDE;
+use crate::classifier::kernel::{self, KernelMachine};
 use crate::classifier::network::Folded;
 use crate::classifier::planes::Planes;
+
+/// A [`Description`] in a model's header, whose encoding knows fields by their order alone: what is added must not move what
+/// models of this format already have.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Layout {
+    levels: u32,
+    planes: Option<Sight>,
+    flips: u32,
+    views: u32,
+    kernel: Option<kernel::Description>,
+    borders: Vec<Border>,
+}
+
+/// The planes, with their side where it is not [`SIDE`]: an older cellgate refuses the kinds that it does not know.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Sight {
+    Heatmap,
+    HeatmapAndImage,
+    HeatmapOf(u32),
+    HeatmapAndImageOf(u32),
+}
+
+impl From<Layout> for Description {
+    fn from(layout: Layout) -> Self {
+        let Layout { levels, planes, flips, views, kernel, borders } = layout;
+        let usual = SIDE as u32;
+        let (planes, side) = match planes {
+            None => (None, usual),
+            Some(Sight::Heatmap) => (Some(Planes::Heatmap), usual),
+            Some(Sight::HeatmapAndImage) => (Some(Planes::HeatmapAndImage), usual),
+            Some(Sight::HeatmapOf(side)) => (Some(Planes::Heatmap), side),
+            Some(Sight::HeatmapAndImageOf(side)) => (Some(Planes::HeatmapAndImage), side),
+        };
+        Self { levels, planes, side, flips, views, kernel, borders }
+    }
+}
+
+impl From<Description> for Layout {
+    fn from(description: Description) -> Self {
+        let Description { levels, planes, side, flips, views, kernel, borders } = description;
+        let usual = side == SIDE as u32;
+        let planes = planes.map(|planes| match planes {
+            Planes::Heatmap if usual => Sight::Heatmap,
+            Planes::HeatmapAndImage if usual => Sight::HeatmapAndImage,
+            Planes::Heatmap => Sight::HeatmapOf(side),
+            Planes::HeatmapAndImage => Sight::HeatmapAndImageOf(side),
+        });
+        Self { levels, planes, flips, views, kernel, borders }
+    }
+}
 
 /// Numbers of the network's section for these planes and levels; 0 without a network.
 fn network_len(planes: Option<Planes>, levels: usize) -> usize {
@@ -121,4 +174,37 @@ fn read_network(description: &Description, numbers: &[f16]) -> Result<Option<Fol
         fc_weight,
         fc_bias,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn description(planes: Planes, side: u32) -> Description {
+        let borders = vec![Border { network: 1.5, kernel: 0.0, shift: -0.25 }];
+        Description { levels: 2, planes: Some(planes), side, flips: 4, views: 1, kernel: None, borders }
+    }
+
+    #[test]
+    fn a_description_of_the_usual_side_lies_as_before_there_were_others() {
+        // As 0.1.0 wrote it before: levels 2, planes there (1) of kind 0 or 1, flips 4, views 1, no kernel machine, 1 border.
+        let border = [1.5f32, 0.0, -0.25].map(f32::to_le_bytes).concat();
+        for (planes, kind) in [(Planes::Heatmap, 0), (Planes::HeatmapAndImage, 1)] {
+            let before = [&[2, 1, kind, 4, 1, 0, 1], border.as_slice()].concat();
+            let now = description(planes, 64);
+            assert_eq!(postcard::to_stdvec(&now).unwrap(), before);
+            assert_eq!(postcard::from_bytes::<Description>(&before).unwrap(), now);
+        }
+    }
+
+    #[test]
+    fn any_side_comes_back() {
+        for planes in [Planes::Heatmap, Planes::HeatmapAndImage] {
+            for side in [64, 128, 512] {
+                let written = description(planes, side);
+                let bytes = postcard::to_stdvec(&written).unwrap();
+                assert_eq!(postcard::from_bytes::<Description>(&bytes).unwrap(), written);
+            }
+        }
+    }
 }

@@ -2,6 +2,7 @@ use std::ops::ControlFlow;
 
 use super::*;
 use crate::backbone::weights::Loaded;
+use crate::classifier::SIDE;
 use crate::classifier::evidence::Evidence;
 use crate::classifier::kernel::{Uses, WIDTH};
 use crate::classifier::learning::LearnSettings;

@@ -62,18 +62,6 @@ impl<'a> From<&'a [usize]> for Labels<'a> {
     }
 }
 
-impl<'a, const N: usize> From<&'a [usize; N]> for Labels<'a> {
-    fn from(of: &'a [usize; N]) -> Self {
-        Self::from(of.as_slice())
-    }
-}
-
-impl<'a> From<&'a Vec<usize>> for Labels<'a> {
-    fn from(of: &'a Vec<usize>) -> Self {
-        Self::from(of.as_slice())
-    }
-}
-
 /// Why a step of training was not made, or a training not resumed.
 #[derive(Debug, Error, PartialEq)]
 #[non_exhaustive]
@@ -406,13 +394,20 @@ impl Trainer {
     ///
     /// # Errors
     /// If sizes, labels or settings are wrong, or the loss is not finite; nothing is changed then.
-    pub fn step<'l>(
+    pub fn step(&mut self, inputs: &[f32], labels: &[usize], settings: &Settings) -> Result<StepResult, TrainError> {
+        self.step_blended(inputs, Labels::from(labels), settings)
+    }
+
+    /// As [`step`](Self::step), of samples that were blended.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn step_blended(
         &mut self,
         inputs: &[f32],
-        labels: impl Into<Labels<'l>>,
+        labels: Labels<'_>,
         settings: &Settings,
     ) -> Result<StepResult, TrainError> {
-        let labels = labels.into();
         self.check(inputs, labels, settings)?;
         self.load(inputs);
         self.forward(Mode::Batch);

@@ -198,7 +198,7 @@ fn gradients_are_those_of_finite_differences() {
         let expected = reference.loss(&maps, labels, &settings);
         let workers = Arc::new(Workers::new(2));
         let mut trainer = Trainer::new(network.clone(), side, BATCH, Isa::detect(), workers).unwrap();
-        let got = trainer.step(&inputs, labels, &settings).unwrap();
+        let got = trainer.step_blended(&inputs, labels, &settings).unwrap();
         assert!((got.loss - expected).abs() < 1e-5, "loss {} for {expected}", got.loss);
         let gradients = trainer.gradients();
         // Each tensor along a direction of its own, which all of its numbers take part in.
@@ -327,10 +327,10 @@ fn a_loss_that_is_not_finite_names_the_step_and_changes_nothing() {
     let refused = trainer.step(&inputs, &[0, 2], &settings);
     assert_eq!(refused, Err(TrainError::Label { index: 1, label: 2, classes: 2 }));
     let blended = Labels { of: &[0, 1], beside: &[1, 3], share: 0.5 };
-    let refused = trainer.step(&inputs, blended, &settings);
+    let refused = trainer.step_blended(&inputs, blended, &settings);
     assert_eq!(refused, Err(TrainError::Label { index: 1, label: 3, classes: 2 }));
     for share in [-0.1, 1.1, f32::NAN] {
-        let refused = trainer.step(&inputs, Labels { share, ..Labels::from(&[0, 1]) }, &settings);
+        let refused = trainer.step_blended(&inputs, Labels { share, ..Labels::from(&[0, 1][..]) }, &settings);
         assert!(matches!(refused, Err(TrainError::Setting { name: "the blended share", .. })), "{refused:?}");
     }
     for weights in [vec![1.0], vec![1.0, 0.0], vec![1.0, f32::NAN]] {

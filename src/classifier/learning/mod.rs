@@ -3,20 +3,21 @@
 //! A [`Course`] is stepped by its caller, who prints, saves checkpoints and may stop at any step: batches depend on seed
 //! and step alone, so that a resumed course makes the steps that an undisturbed one would have made.
 
+mod batches;
+
 use std::sync::Arc;
 
-use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::network::{Network, NetworkError, Tensors};
 use super::optimiser::Settings as StepSettings;
-use super::planes::turned;
-use super::train::{Labels, State, TrainError, Trainer};
+use super::train::{State, TrainError, Trainer};
 use super::{SIDE, softmax};
-use crate::sampling::{below, generator, shuffle};
+use crate::sampling::{generator, shuffle};
 use crate::simd::Isa;
 use crate::workers::Workers;
+use batches::Batches;
 
 /// What decides how a network learns.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -237,18 +238,9 @@ pub struct Course<'a> {
     split: &'a Split,
     id: [u8; 32],
     trainer: Trainer,
-    /// Cells to learn from, level by level.
-    of_level: Vec<Vec<usize>>,
-    /// How likely each level is drawn.
-    share: Vec<f64>,
+    batches: Batches<'a>,
     best: Option<Best>,
     history: Vec<StepRecord>,
-    inputs: Vec<f32>,
-    levels: Vec<usize>,
-    /// The level that each is blended with, and how much of that.
-    beside: (Vec<usize>, f32),
-    /// A cell's planes.
-    first: Vec<f32>,
 }
 
 impl LearnSettings {
@@ -319,8 +311,8 @@ impl<'a> Course<'a> {
         let trainer = Trainer::new(start, samples.side, settings.batch as usize, Isa::detect(), workers)?;
         let mut course = Self::with(trainer, samples, split, settings);
         if match_norms {
-            course.draw(0);
-            course.trainer.match_norms(&course.inputs)?;
+            course.batches.draw(0);
+            course.trainer.match_norms(course.batches.inputs())?;
         }
         Ok(course)
     }
@@ -356,30 +348,9 @@ impl<'a> Course<'a> {
     }
 
     fn with(trainer: Trainer, samples: Samples<'a>, split: &'a Split, settings: LearnSettings) -> Self {
-        let mut of_level = vec![Vec::new(); samples.levels];
-        split.training.iter().for_each(|&cell| of_level[samples.of[cell]].push(cell));
-        let weight = |cells: &Vec<usize>| match cells.len() {
-            0 => 0.0,
-            n => (n as f64).powf(1.0 - f64::from(settings.balance)),
-        };
-        let total: f64 = of_level.iter().map(weight).sum();
-        let share = of_level.iter().map(|cells| weight(cells) / total).collect();
-        let batch = settings.batch as usize;
-        Self {
-            id: identity(&samples, split),
-            inputs: vec![0.0; batch * samples.size()],
-            levels: vec![0; batch],
-            beside: (vec![0; batch], 0.0),
-            first: vec![0.0; samples.size()],
-            best: None,
-            history: Vec::new(),
-            settings,
-            samples,
-            split,
-            trainer,
-            of_level,
-            share,
-        }
+        let batches = Batches::new(samples, &split.training, &settings);
+        let (id, best, history) = (identity(&samples, split), None, Vec::new());
+        Self { settings, samples, split, id, trainer, batches, best, history }
     }
 
     fn check(samples: &Samples<'_>, split: &Split, settings: &LearnSettings) -> Result<(), LearnError> {
@@ -398,49 +369,6 @@ impl<'a> Course<'a> {
         }
     }
 
-    /// The batch of a step: levels by their share, cells of a level alike, each laid in one of the eight ways; then moved,
-    /// lit and blended if the settings say so.
-    fn draw(&mut self, step: u64) {
-        let mut rng = generator(self.settings.seed.wrapping_add(step.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
-        let (size, plane) = (self.samples.size(), self.samples.plane());
-        for (level, to) in self.levels.iter_mut().zip(self.inputs.chunks_exact_mut(size)) {
-            let mut at = uniform(&mut rng);
-            let chosen = self.share.iter().position(|&share| {
-                at -= share;
-                at < 0.0
-            });
-            // Rounding may leave nothing: then the last level that has cells.
-            let chosen = chosen.filter(|&l| !self.of_level[l].is_empty());
-            *level = chosen.or_else(|| self.of_level.iter().rposition(|l| !l.is_empty())).unwrap_or(0);
-            let cells = &self.of_level[*level];
-            let cell = cells[below(&mut rng, cells.len())];
-            let way = turned(below(&mut rng, 8));
-            for (from, to) in self.samples.input(cell).chunks_exact(plane).zip(to.chunks_exact_mut(plane)) {
-                way.apply(from, to, self.samples.side);
-            }
-            if self.settings.jitter {
-                jitter(&mut rng, to, self.samples.side);
-            }
-        }
-        if self.settings.mixing {
-            self.mix(blend(&mut rng));
-        }
-    }
-
-    /// Blends each cell of the batch with the next, and notes the next one's level.
-    fn mix(&mut self, share: f32) {
-        let (size, batch) = (self.samples.size(), self.levels.len());
-        self.first.copy_from_slice(&self.inputs[..size]);
-        for slot in 0..batch {
-            let (done, next) = self.inputs.split_at_mut((slot + 1) * size);
-            let next = if slot + 1 < batch { &next[..size] } else { &self.first };
-            done[slot * size..].iter_mut().zip(next).for_each(|(x, y)| *x += share * (y - *x));
-        }
-        self.beside.0.copy_from_slice(&self.levels);
-        self.beside.0.rotate_left(1);
-        self.beside.1 = share;
-    }
-
     /// Makes the next step; `None` if the course is over: all steps are made, or the validation loss has not fallen for
     /// [`LearnSettings::patience`] looks.
     ///
@@ -452,7 +380,7 @@ impl<'a> Course<'a> {
         if step > u64::from(self.settings.steps) || self.is_stale() {
             return Ok(None);
         }
-        self.draw(step);
+        self.batches.draw(step);
         let lr = self.settings.rate(step);
         let settings = StepSettings {
             lr,
@@ -460,12 +388,8 @@ impl<'a> Course<'a> {
             label_smoothing: self.settings.label_smoothing,
             ..StepSettings::default()
         };
-        let labels = match self.settings.mixing {
-            true => Labels { of: &self.levels, beside: &self.beside.0, share: self.beside.1 },
-            false => Labels::from(self.levels.as_slice()),
-        };
-        let result = self.trainer.step(&self.inputs, labels, &settings)?;
-        let accuracy = result.correct as f64 / self.levels.len() as f64;
+        let result = self.trainer.step_blended(self.batches.inputs(), self.batches.labels(), &settings)?;
+        let accuracy = result.correct as f64 / f64::from(self.settings.batch);
         let looks = step.is_multiple_of(self.settings.check_every.into()) || step == u64::from(self.settings.steps);
         let validation = if looks { Some(self.look(step, lr)?) } else { None };
         let record = StepRecord { step, lr, loss: result.loss, accuracy, validation };
@@ -484,7 +408,7 @@ impl<'a> Course<'a> {
         let levels = self.samples.levels;
         let mut count = vec![0usize; levels];
         self.split.validation.iter().for_each(|&cell| count[self.samples.of[cell]] += 1);
-        let weight: Vec<f64> = (0..levels).map(|l| self.share[l] / count[l].max(1) as f64).collect();
+        let weight: Vec<f64> = (0..levels).map(|l| self.batches.shares()[l] / count[l].max(1) as f64).collect();
         let (mut loss, mut total, mut correct) = (0.0, 0.0, 0);
         let (mut hit, mut called, mut there) = (0usize, 0usize, 0usize);
         for (&cell, logits) in self.split.validation.iter().zip(logits.chunks_exact(levels)) {
@@ -517,14 +441,12 @@ impl<'a> Course<'a> {
 
     /// Logits of cells by the network as it is now, unturned.
     fn logits(&mut self, cells: &[usize]) -> Result<Vec<f32>, LearnError> {
-        let (batch, size) = (self.settings.batch as usize, self.samples.size());
+        let batch = self.settings.batch as usize;
         let mut all = Vec::with_capacity(cells.len() * self.samples.levels);
         for part in cells.chunks(batch) {
-            for (slot, to) in self.inputs.chunks_exact_mut(size).enumerate() {
-                // What is missing to a whole batch is filled with its last cell.
-                to.copy_from_slice(self.samples.input(part[slot.min(part.len() - 1)]));
-            }
-            let logits = self.trainer.logits(&self.inputs)?;
+            // What is missing to a whole batch is filled with its last cell.
+            self.batches.lay(|slot| part[slot.min(part.len() - 1)]);
+            let logits = self.trainer.logits(self.batches.inputs())?;
             all.extend_from_slice(&logits[..part.len() * self.samples.levels]);
         }
         Ok(all)
@@ -564,43 +486,6 @@ impl<'a> Course<'a> {
     }
 }
 
-/// From 0 to less than 1.
-fn uniform(rng: &mut ChaCha8Rng) -> f64 {
-    below(rng, 1 << 30) as f64 / f64::from(1 << 30)
-}
-
-/// How much of a cell's neighbour is blended in: by the beta distribution of 1/5 and 1/5, so mostly hardly any or nearly all
-/// (Jöhnk 1964, for which the fifth power of a uniform number is all that is needed).
-fn blend(rng: &mut ChaCha8Rng) -> f32 {
-    loop {
-        let [x, y] = [(); 2].map(|()| uniform(rng).powi(5));
-        if x + y <= 1.0 && x + y > 0.0 {
-            return (x / (x + y)) as f32;
-        }
-    }
-}
-
-/// Moves a cell's planes together by up to a twentieth of their side (what leaves at an edge comes in at the other), every
-/// second time; and stretches the last one's contrast by up to a fifth, and shifts it by up to 0.15.
-fn jitter(rng: &mut ChaCha8Rng, planes: &mut [f32], side: usize) {
-    let plane = side * side;
-    if below(rng, 2) == 1 {
-        let most = side / 20;
-        let [down, right] = [(); 2].map(|()| (side + below(rng, 2 * most + 1) - most) % side);
-        for plane in planes.chunks_exact_mut(plane) {
-            plane.rotate_right(down * side);
-            plane.chunks_exact_mut(side).for_each(|row| row.rotate_right(right));
-        }
-    }
-    let (stretch, shift) = (0.8 + 0.4 * uniform(rng) as f32, 0.3 * uniform(rng) as f32 - 0.15);
-    // One plane alone is the heatmap, whose numbers mean what they are.
-    if planes.len() > plane {
-        let image = &mut planes[plane..];
-        let mean = image.iter().sum::<f32>() / plane as f32;
-        image.iter_mut().for_each(|x| *x = mean + (*x - mean) * stretch + shift);
-    }
-}
-
 /// A name of the cells, what was seen of them, and the split.
 fn identity(samples: &Samples<'_>, split: &Split) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
@@ -618,8 +503,8 @@ fn identity(samples: &Samples<'_>, split: &Split) -> [u8; 32] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::SIDE;
     use super::*;
+    use crate::sampling::below;
 
     const PLANE: usize = SIDE * SIDE;
 
@@ -678,48 +563,6 @@ mod tests {
             Course::resume(first.saved(), changed, &split, quick(), workers),
             Err(LearnError::OtherCourse(_))
         ));
-    }
-
-    #[test]
-    fn cells_are_blended_mostly_hardly_or_nearly_wholly() {
-        let mut rng = generator(3);
-        let shares: Vec<f32> = (0..10_000).map(|_| blend(&mut rng)).collect();
-        let part = |from: f32, to: f32| shares.iter().filter(|s| (from..to).contains(*s)).count();
-        assert!(shares.iter().all(|s| (0.0..=1.0).contains(s)));
-        // The beta distribution's: 0.337 below 0.1, as much above 0.9, 0.110 in the middle third.
-        for (from, to, expected) in [(0.0, 0.1, 3367), (0.9, 1.1, 3367), (1.0 / 3.0, 2.0 / 3.0, 1097)] {
-            let got = part(from, to);
-            assert!(got.abs_diff(expected) < 250, "{got} of 10,000 from {from} to {to}");
-        }
-    }
-
-    #[test]
-    fn jitter_moves_both_planes_alike_and_lights_the_image_alone() {
-        let planes: Vec<f32> = (0..2 * PLANE).map(|i| (i % PLANE) as f32 / PLANE as f32).collect();
-        let mut rng = generator(8);
-        let (mut moved, mut lit) = (0, 0);
-        for _ in 0..20 {
-            let mut changed = planes.clone();
-            jitter(&mut rng, &mut changed, SIDE);
-            let (heatmap, image) = changed.split_at(PLANE);
-            let mut sorted = heatmap.to_vec();
-            sorted.sort_unstable_by(f32::total_cmp);
-            assert_eq!(sorted, planes[..PLANE]);
-            moved += usize::from(heatmap != &planes[..PLANE]);
-            // The image is the heatmap's, stretched about its mean and shifted.
-            let (first, second) = (image[0] - image[1], heatmap[0] - heatmap[1]);
-            let stretch = first / second;
-            assert!((0.79..1.21).contains(&stretch), "{stretch}");
-            let shift =
-                image.iter().zip(heatmap).map(|(i, h)| i - 0.5 - (h - 0.5) * stretch).sum::<f32>() / PLANE as f32;
-            assert!(shift.abs() < 0.16, "{shift}");
-            lit += usize::from(shift.abs() > 0.01);
-        }
-        assert!((4..17).contains(&moved) && lit > 12, "{moved} moved, {lit} lit");
-        let mut alone = planes[..PLANE].to_vec();
-        (0..5).for_each(|_| jitter(&mut rng, &mut alone, SIDE));
-        alone.sort_unstable_by(f32::total_cmp);
-        assert_eq!(alone, planes[..PLANE]);
     }
 
     #[test]
